@@ -1,0 +1,150 @@
+"""What each command can be told: one frozen dataclass per command, which tyro turns into its options."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+SamplingMethod = Literal["spread", "centre", "per_second"]
+DetectorName = Literal["centerface", "ssd", "ssd-stock", "opencv"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexConfig:
+    """List every video of one or more corpora, print what was found, and write it as Parquet."""
+
+    corpus: tuple[str, ...]
+    """Folder, zip or s3:// prefix; may be given several times. NAME=URI names the corpus, else its folder's name is used."""
+    out: str
+    """Parquet file to write."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig:
+    """Turn every video into face crops in Parquet shards, on Ray. Run it again after any interruption: finished work is kept."""
+
+    corpus: tuple[str, ...]
+    """Folder, zip or s3:// prefix; may be given several times. NAME=URI names the corpus, else its folder's name is used."""
+    out: str
+    """Folder or s3:// prefix for shards, receipts and the ledger."""
+    sampling: SamplingMethod = "spread"
+    """spread: evenly over the video; centre: consecutive frames around the middle; per_second: this many for each second."""
+    frames: int = 32
+    """Frames per video (per second of video with per_second)."""
+    real_multiplier: int = 4
+    """Real videos give this many times the frames, to balance the classes (1 turns it off)."""
+    detector: DetectorName = "centerface"
+    """Face detector. docs/benchmarks.md has the table that chose the default."""
+    detector_threshold: float | None = None
+    """Smallest score that counts as a face; unset: the detector's own default."""
+    detector_long_side: int | None = None
+    """Frames are scaled to this long side in pixels before detection; unset: the detector's own default."""
+    crop: Literal["face", "frame"] = "face"
+    """face: crops with margin; frame: whole frames, without detection."""
+    margin: float = 1 / 3
+    """Margin around the face box on each side, as a share of the box (selimsef's DFDC solution used a third)."""
+    max_side: int = 320
+    """Crops larger than this many pixels are scaled down; smaller ones are kept as they are."""
+    image_format: Literal["jpeg", "png"] = "jpeg"
+    """jpeg: quality 95, 4:4:4; png: lossless."""
+    retry: tuple[Literal["error", "poison", "no_face", "missing"], ...] = ()
+    """Do units again whose videos ended so."""
+    workers: int | None = None
+    """Ray actors; unset: one for every CPU the cluster has."""
+    video_timeout_s: float = 300.0
+    """A video that takes longer is stopped, tried once more alone, then recorded as poison."""
+    video_memory_mb: int = 4096
+    """Memory that the process decoding a video may allocate, in MiB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train a detector on face shards with Ray Train. Run the same command again to resume."""
+
+    faces: str
+    """Output of preprocess: folder or s3:// prefix."""
+    out: str
+    """Folder or s3:// prefix for checkpoints and logs."""
+    split: str = "hash:0"
+    """Split rule by group. hash:SEED (70/15/15 %), or parts:TRAIN/VALIDATION/TEST such as parts:0-34/35-39/40-49."""
+    model: str = "resnet34"
+    """Name in dfdc_ray.models."""
+    weights: str = "imagenet"
+    """imagenet (fetched by torchvision), none (from scratch), or a file or s3:// URI of a state dict (.safetensors or .pth)."""
+    objective: Literal["bce", "l2"] = "bce"
+    """bce: binary cross-entropy; l2: squared error on the sigmoid's output, as in the founding report."""
+    balance: Literal["frames", "sample", "none"] = "frames"
+    """frames: use the extra frames of real videos; sample: draw both classes equally often; none: core frames only."""
+    epochs: int = 5
+    batch_size: int = 32
+    """Samples per step over all workers together."""
+    learning_rate: float = 3e-4
+    weight_decay: float = 1e-2
+    image_size: int = 224
+    """Side in pixels of the model's square input."""
+    seed: int = 0
+    workers: int = 1
+    """Ray Train workers (DDP processes)."""
+    gpu: bool = False
+    """One GPU per worker (nccl, bf16); otherwise CPU (gloo)."""
+    cpus_per_worker: int = 1
+    """CPUs, and so threads, per worker."""
+    loader_workers: int = 0
+    """Processes per worker that decode and augment; 0 does it in the training process."""
+    checkpoint_minutes: float = 15.0
+    """A checkpoint is also written this often within an epoch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Judge a checkpoint on a split: metrics by frame and by video, beside the baselines, as JSON, Markdown and pictures."""
+
+    faces: str
+    """Output of preprocess: folder or s3:// prefix."""
+    checkpoint: str
+    """Checkpoint folder (the train output's `best`), local or s3://."""
+    out: str
+    """Folder for report.json, report.md and the pictures."""
+    split: Literal["train", "validation", "test"] = "test"
+    """Which split, by the rule that the checkpoint records."""
+    batch_size: int = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictConfig:
+    """Score video files: how likely each is a fake, with the evidence by frame and by face."""
+
+    videos: tuple[str, ...]
+    """Video files, or s3:// URIs."""
+    checkpoint: str
+    """Checkpoint folder (the train output's `best`), local or s3://."""
+    frames: int = 32
+    """Frames per video, evenly spread."""
+    json: bool = False
+    """Print JSON."""
+    csv: bool = False
+    """Print Kaggle's CSV: filename,label (label: probability of fake)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoCorpusConfig:
+    """Generate a corpus of drawn talking heads and fakes of them, in DFDC's own form. Says nothing about real fakes."""
+
+    out: str
+    """Folder for dfdc_train_part_NN.zip and test_videos/."""
+    families: int = 48
+    """Real videos; each has about four fakes."""
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig:
+    """The whole way in miniature: generate a corpus, index, preprocess, train, evaluate and score an unseen video."""
+
+    out: str = "out/demo"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DoctorConfig:
+    """Check this machine: versions, weights, Ray, storage, GPU, disk. Exit code 1 if something required fails."""
+
+    out: str = "out"
+    """Folder or s3:// prefix whose writability and free space are checked."""

@@ -1,0 +1,37 @@
+"""The columns of a face shard: one row is one face in one frame (or one whole frame with --crop frame)."""
+
+import pyarrow as pa
+
+FORMAT_VERSION = 1
+
+# Hugging Face's image convention: `datasets`, DuckDB, Polars and pandas read it as it is.
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+FACES = pa.schema(
+    [
+        ("corpus", pa.string()),
+        ("video_id", pa.string()),  # corpus/name
+        ("family_id", pa.string()),
+        ("group_id", pa.string()),  # what a split must not cut
+        ("part", pa.int32()),  # null outside DFDC's parts
+        ("label", pa.string()),  # REAL, FAKE or null
+        ("method", pa.string()),  # how the fake was made; null where unknown
+        ("original", pa.string()),  # video_id of the original; null for reals
+        ("frame", pa.int32()),  # index in presentation order
+        ("pts", pa.int64()),
+        ("time_s", pa.float64()),
+        ("track_id", pa.int32()),
+        ("clip_id", pa.int32()),  # null unless clips were sampled
+        ("clip_position", pa.int32()),
+        ("core", pa.bool_()),  # one of the n samples that an original and its fakes share
+        ("box", pa.list_(pa.float32(), 4)),  # x y w h of the face, pixels of the frame; null for whole frames
+        ("crop", pa.list_(pa.int32(), 4)),  # x y w h of what was cut out, pixels of the frame
+        ("det_score", pa.float32()),
+        ("detector", pa.string()),
+        ("box_source", pa.string()),  # original, self; null for whole frames
+        ("landmarks", pa.list_(pa.float32(), 10)),  # x y of right eye, left eye, nose, right and left mouth corner
+        ("frame_width", pa.int32()),
+        ("frame_height", pa.int32()),
+        ("image", IMAGE),
+    ]
+)
