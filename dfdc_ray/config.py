@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
+import tyro
+
 SamplingMethod = Literal["spread", "centre", "per_second"]
 DetectorName = Literal["centerface", "ssd", "ssd-stock", "opencv"]
 
@@ -41,14 +43,16 @@ class PreprocessConfig:
     """face: crops with margin; frame: whole frames, without detection."""
     margin: float = 1 / 3
     """Margin around the face box on each side, as a share of the box (selimsef's DFDC solution used a third)."""
-    max_side: int = 320
-    """Crops larger than this many pixels are scaled down; smaller ones are kept as they are."""
+    max_side: int | None = None
+    """Pictures larger than this many pixels are scaled down, smaller ones kept as they are; unset: 320 for faces, 640 for whole frames."""
     image_format: Literal["jpeg", "png"] = "jpeg"
     """jpeg: quality 95, 4:4:4; png: lossless."""
     retry: tuple[Literal["error", "poison", "no_face", "missing"], ...] = ()
     """Do units again whose videos ended so."""
     workers: int | None = None
     """Ray actors; unset: one for every CPU the cluster has."""
+    resource: str | None = None
+    """Custom Ray resource of which each actor asks for one (`preprocess` with cluster.yaml, so that GPU nodes stay free)."""
     video_timeout_s: float = 300.0
     """A video that takes longer is stopped, tried once more alone, then recorded as poison."""
     video_memory_mb: int = 4096
@@ -112,7 +116,7 @@ class EvaluateConfig:
 class PredictConfig:
     """Score video files: how likely each is a fake, with the evidence by frame and by face."""
 
-    videos: tuple[str, ...]
+    videos: tyro.conf.Positional[tuple[str, ...]]
     """Video files, or s3:// URIs."""
     checkpoint: str
     """Checkpoint folder (the train output's `best`), local or s3://."""
@@ -148,3 +152,29 @@ class DoctorConfig:
 
     out: str = "out"
     """Folder or s3:// prefix whose writability and free space are checked."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchDetectorsConfig:
+    """Measure each face detector on one's own videos: coverage and CPU time per frame."""
+
+    corpus: tuple[str, ...]
+    """Folder, zip or s3:// prefix; may be given several times."""
+    out: str
+    """Folder for the result as JSON and Markdown."""
+    frames: int = 32
+    """Frames per video, evenly spread."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchPreprocessConfig:
+    """Measure CPU seconds per video of preprocessing beside the usual loops, on one's own videos."""
+
+    corpus: tuple[str, ...]
+    """Folder, zip or s3:// prefix; may be given several times."""
+    out: str
+    """Folder for the result as JSON and Markdown."""
+    frames: int = 32
+    """Frames per video, evenly spread."""
+    repeats: int = 3
+    """Runs of each way, alternating; the table shows the median and the spread."""

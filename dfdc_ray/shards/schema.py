@@ -35,3 +35,24 @@ FACES = pa.schema(
         ("image", IMAGE),
     ]
 )
+
+# Boxes that a detector found, kept apart so that another crop or a denser sampling of the same frames need not detect again.
+BOXES = pa.schema(
+    [
+        FACES.field(name)
+        for name in (
+            "video_id",
+            "frame",
+            "pts",
+            "time_s",
+            "core",
+            "track_id",
+            "box",
+            "landmarks",
+            "det_score",
+            "detector",
+            "frame_width",
+            "frame_height",
+        )
+    ]
+)

@@ -1,0 +1,76 @@
+"""What a person sees while something runs: one console, and one progress display (a bar on a terminal, plain lines elsewhere)."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+
+console = Console()
+errors = Console(stderr=True)
+
+_LINE_EVERY_S = 10.0
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person writes them: `42 s`, `3 min 05 s`, `2 h 07 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Work:
+    """Progress of a long piece of work: done of total, rate, details, time left.
+
+    On a terminal a live bar; in a log (no terminal) one line every ten seconds and one at the end.
+    Use as a context manager; call `advance` as things get done.
+    """
+
+    def __init__(self, what: str, *, total: int, unit: str, to: Console = console) -> None:
+        self.what, self.total, self.unit, self.to = what, total, unit, to
+        self.done = 0
+        self.detail = ""
+        self._start = self._last_line = time.monotonic()
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}  {task.fields[detail]}"),
+            TimeRemainingColumn(),
+            console=to,
+            disable=not to.is_terminal,
+        )
+        self._task = self._bar.add_task(what, total=total, rate="", detail="")
+
+    def __enter__(self) -> "Work":
+        self._bar.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._bar.stop()
+        if kind is None and not self.to.is_terminal:
+            self._line()
+
+    def advance(self, n: int = 1, *, detail: str = "") -> None:
+        """Say that n more units are done; `detail` is shown beside the rate."""
+        self.done += n
+        self.detail = detail
+        self._bar.update(self._task, completed=self.done, rate=self._rate(), detail=detail)
+        now = time.monotonic()
+        if not self.to.is_terminal and now - self._last_line >= _LINE_EVERY_S:
+            self._last_line = now
+            self._line()
+
+    def _rate(self) -> str:
+        return f"{self.done / max(time.monotonic() - self._start, 1e-9):.2f} {self.unit}/s"
+
+    def _line(self) -> None:
+        elapsed = time.monotonic() - self._start
+        left = duration(elapsed / self.done * (self.total - self.done)) if self.done else "unknown"
+        tail = f"{left} left" if self.done < self.total else f"took {duration(elapsed)}"
+        detail = f", {self.detail}" if self.detail else ""
+        self.to.print(f"{self.what}: {self.done} of {self.total} {self.unit}, {self._rate()}{detail}, {tail}", highlight=False, soft_wrap=True)

@@ -1,0 +1,65 @@
+"""The process that decodes, detects and crops: one video at a time, under a memory limit, for a supervisor that can kill it.
+
+    python -m dfdc_ray.preprocess.child FD      (started by supervise.py; FD is an inherited socket)
+
+Limits on C code cannot be kept from inside, so the deadline is the supervisor's; the memory limit is the kernel's (RLIMIT_DATA).
+"""
+
+import ctypes
+import os
+import resource
+import signal
+import sys
+from multiprocessing.connection import Connection
+from typing import Any
+
+from dfdc_ray.errors import StorageError
+from dfdc_ray.faces.detect import load_detector
+from dfdc_ray.preprocess.plan import Video
+from dfdc_ray.preprocess.settings import Settings
+from dfdc_ray.preprocess.unit import Guide, VideoResult, ledger_row, process_video
+
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def main() -> None:
+    """Answer requests until the supervisor closes the connection.
+
+    In: first (settings, memory limit in bytes), then (video, guide) for each video.
+    Out: ("ready",), then for each video any number of ("stage", name) and one of ("result", VideoResult), ("storage", message).
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # do not outlive a killed supervisor
+    connection = Connection(int(sys.argv[1]))
+    settings, memory = connection.recv()
+    detector = None
+    if settings.crop == "face":
+        detector = load_detector(settings.detector, threshold=settings.detector_threshold, long_side=settings.detector_long_side)
+    resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    connection.send(("ready",))
+    while True:
+        try:
+            video, guide = connection.recv()
+        except EOFError:
+            return
+        connection.send(_answer(connection, video, guide, settings, detector))
+
+
+def _answer(connection: Connection, video: Video, guide: Guide | None, settings: Settings, detector: Any) -> tuple[str, Any]:
+    stage = "open"
+
+    def on_stage(name: str) -> None:
+        nonlocal stage
+        stage = name
+        connection.send(("stage", name))
+
+    try:
+        return "result", process_video(video, settings, detector, guide, on_stage=on_stage)
+    except StorageError as error:
+        return "storage", str(error)
+    except Exception as error:  # a library's own trouble with one video: it is charged, with its name
+        return "result", VideoResult(ledger_row(video, status="error", stage=stage, error=f"{type(error).__name__}: {error}"))
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    main()

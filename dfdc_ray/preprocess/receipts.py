@@ -1,0 +1,196 @@
+"""What is done, once and exactly once: receipts are the only commit, and everything else is read from them.
+
+OUT/config.json                            the hashed configuration; another one is refused
+OUT/faces/<unit>.<sha256>.parquet          written before the receipt; a file that no receipt names does not exist
+OUT/boxes/<unit>.<sha256>.parquet
+OUT/receipts/<unit>.<generation>.json      the commit; the highest generation wins
+OUT/stats/<unit>.<generation>.json         times and attempts, outside of what is compared
+OUT/index.parquet  ledger.parquet  manifest.json    made from the above at the end of each run
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from dfdc_ray import storage
+from dfdc_ray.errors import UserError
+from dfdc_ray.preprocess.plan import Unit
+from dfdc_ray.preprocess.settings import Settings
+from dfdc_ray.preprocess.unit import UnitResult
+from dfdc_ray.shards.schema import BOXES, FACES
+from dfdc_ray.shards.write import parquet_bytes
+
+LEDGER = pa.schema(
+    [
+        ("corpus", pa.string()),
+        ("video_id", pa.string()),
+        ("family_id", pa.string()),
+        ("group_id", pa.string()),
+        ("part", pa.int32()),
+        ("label", pa.string()),
+        ("unit_id", pa.string()),
+        ("generation", pa.int32()),
+        ("status", pa.string()),  # ok, no_face, error, missing, poison
+        ("stage", pa.string()),  # where it went wrong (errors.Stage)
+        ("error", pa.string()),
+        ("frames_wanted", pa.int32()),
+        ("frames_decoded", pa.int32()),
+        ("core_decoded", pa.int32()),  # of these, the ones that evaluation uses
+        ("frames_with_face", pa.int32()),
+        ("faces", pa.int32()),
+        ("box_source", pa.string()),
+    ]
+)
+
+_THREADS = 32  # for reading many small objects
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """One unit's commit: the files with its rows and a ledger row for each video."""
+
+    unit_id: str
+    family_id: str
+    generation: int
+    config_hash: str
+    faces: dict[str, Any] | None  # path, rows, sha256; None when there is no face
+    boxes: dict[str, Any] | None
+    videos: list[dict[str, Any]]
+
+    @property
+    def name(self) -> str:
+        """File name under receipts/."""
+        return f"{self.unit_id}.{self.generation}.json"
+
+
+class Receipts:
+    """The output folder of preprocess, seen through its receipts."""
+
+    def __init__(self, out: str, settings: Settings) -> None:
+        self.out = out
+        self.config_hash = settings_hash(settings)
+
+    def commit(self, result: UnitResult, *, generation: int) -> Receipt:
+        """Write the data files, then the receipt. If another worker was first, its receipt is returned and counts."""
+        faces = self._data_file("faces", result.unit, [v.faces for v in result.videos], FACES)
+        boxes = self._data_file("boxes", result.unit, [v.boxes for v in result.videos], BOXES)
+        rows = [v.ledger | {"unit_id": result.unit.unit_id, "generation": generation} for v in result.videos]
+        receipt = Receipt(result.unit.unit_id, result.unit.family_id, generation, self.config_hash, faces, boxes, rows)
+        uri = storage.join(self.out, "receipts", receipt.name)
+        if not storage.create_once(uri, _json(asdict(receipt))):
+            return _read(uri)
+        seconds = {v.ledger["video_id"]: v.seconds for v in result.videos}
+        storage.write_bytes(storage.join(self.out, "stats", receipt.name), _json({"cpu_seconds": seconds}))
+        return receipt
+
+    def _data_file(self, folder: str, unit: Unit, row_groups: list[list[dict[str, Any]]], schema: pa.Schema) -> dict[str, Any] | None:
+        rows = sum(map(len, row_groups))
+        if rows == 0:
+            return None
+        data = parquet_bytes(row_groups, schema)
+        sha256 = hashlib.sha256(data).hexdigest()
+        path = f"{folder}/{unit.unit_id}.{sha256[:16]}.parquet"
+        storage.write_bytes(storage.join(self.out, path), data)
+        return {"path": path, "rows": rows, "sha256": sha256}
+
+    def read(self) -> dict[str, Receipt]:
+        """The receipt in force of each unit, by unit_id."""
+        newest: dict[str, tuple[int, str]] = {}
+        for entry in storage.list_dir(storage.join(self.out, "receipts")):
+            unit_id, generation, suffix = entry.name.rsplit(".", 2)
+            if suffix == "json":
+                newest[unit_id] = max(newest.get(unit_id, (-1, "")), (int(generation), entry.uri))
+        with ThreadPoolExecutor(_THREADS) as pool:
+            return {r.unit_id: r for r in pool.map(_read, [uri for _, uri in sorted(newest.values())])}
+
+
+def open_output(out: str, settings: Settings) -> Receipts:
+    """Take a new folder, or one that was begun with the same configuration. UserError names what differs otherwise."""
+    for folder in ("faces", "boxes", "receipts", "stats"):
+        storage.make_dirs(storage.join(out, folder))
+    uri = storage.join(out, "config.json")
+    if not storage.create_once(uri, _json(asdict(settings))):
+        there = json.loads(storage.read_bytes(uri))
+        wanted = asdict(settings)
+        differences = [
+            f"  {name}: {there.get(name)!r} there, {wanted.get(name)!r} now"
+            for name in sorted(there.keys() | wanted.keys())
+            if there.get(name) != wanted.get(name)
+        ]
+        if differences:
+            raise UserError(
+                f"{out} was begun with another configuration:\n" + "\n".join(differences) + "\nGive the same options, or another --out."
+            )
+    return Receipts(out, settings)
+
+
+def todo(units: Iterable[Unit], done: dict[str, Receipt], retry: Iterable[str]) -> list[tuple[Unit, int]]:
+    """Units still to do, with the generation to write: no receipt yet, a video that came later, or an outcome to retry."""
+    again = set(retry)
+    work = []
+    for unit in units:
+        receipt = done.get(unit.unit_id)
+        if receipt is None:
+            work.append((unit, 0))
+            continue
+        ended = {row["video_id"]: row["status"] for row in receipt.videos}
+        arrived = any(v.video_id not in ended or (ended[v.video_id] == "missing" and v.uri is not None) for v in unit.videos)
+        if arrived or again & set(ended.values()):
+            work.append((unit, receipt.generation + 1))
+    return work
+
+
+def remember(out: str, index: pa.Table) -> pa.Table:
+    """Add this run's videos to OUT/index.parquet and return the whole: earlier parts stay when a run names only new ones."""
+    uri = storage.join(out, "index.parquet")
+    if storage.exists(uri):
+        earlier = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+        again = pc.is_in(earlier["video_id"], value_set=index["video_id"].combine_chunks())
+        index = pa.concat_tables([earlier.filter(pc.invert(again)), index]).sort_by("video_id")
+    storage.write_bytes(uri, _parquet(index))
+    return index
+
+
+def publish(receipts: Receipts, settings: Settings, *, versions: dict[str, str]) -> pa.Table:
+    """Write ledger and manifest from the receipts in force; return the ledger, ordered by video_id."""
+    done = receipts.read()
+    rows = sorted((row for r in done.values() for row in r.videos), key=lambda row: row["video_id"])
+    ledger = pa.Table.from_pylist(rows, schema=LEDGER)
+    files = [r.faces for _, r in sorted(done.items()) if r.faces]
+    manifest = {
+        "format": settings.format_version,
+        "kind": "plain",
+        "data_hash": hashlib.sha256("\n".join(f["sha256"] for f in files).encode()).hexdigest(),
+        "config": asdict(settings),
+        "versions": versions,
+        "files": files,
+    }
+    storage.write_bytes(storage.join(receipts.out, "ledger.parquet"), _parquet(ledger))
+    storage.write_bytes(storage.join(receipts.out, "manifest.json"), _json(manifest))
+    return ledger
+
+
+def settings_hash(settings: Settings) -> str:
+    """SHA-256 of the hashed configuration."""
+    return hashlib.sha256(_json(asdict(settings))).hexdigest()
+
+
+def _parquet(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    return sink.getvalue().to_pybytes()
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, indent=1, sort_keys=True).encode()
+
+
+def _read(uri: str) -> Receipt:
+    return Receipt(**json.loads(storage.read_bytes(uri)))

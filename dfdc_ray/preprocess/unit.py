@@ -1,0 +1,250 @@
+"""What is done with one video and one unit: decode the sampled frames, find faces, cut them out. Knows nothing of Ray, processes or storage layout."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dfdc_ray.corpus.zips import open_video
+from dfdc_ray.errors import Stage, VideoError
+from dfdc_ray.faces.crop import crop_rect, cut, encode
+from dfdc_ray.faces.detect import Box, Detector, Face
+from dfdc_ray.faces.tracks import link
+from dfdc_ray.preprocess import align
+from dfdc_ray.preprocess.plan import Unit, Video
+from dfdc_ray.preprocess.settings import Settings
+from dfdc_ray.video.decode import VideoInfo, decode_frames, probe
+from dfdc_ray.video.sampling import Sample, sample, subset
+
+
+@dataclass(frozen=True)
+class Guide:
+    """What fakes take over from their original: which frames, the faces in them, and small pictures to check the alignment with."""
+
+    width: int
+    height: int
+    core: tuple[int, ...]
+    faces: dict[int, list[tuple[int, Face]]]  # frame -> (track, face)
+    thumbnails: dict[int, np.ndarray]
+
+
+@dataclass
+class VideoResult:
+    """Rows for the shard and the sidecar, the video's ledger row, and the guide if it can be one for its family."""
+
+    ledger: dict[str, Any]
+    faces: list[dict[str, Any]] = field(default_factory=list)  # columns of shards.schema.FACES
+    boxes: list[dict[str, Any]] = field(default_factory=list)  # columns of shards.schema.BOXES
+    guide: Guide | None = None
+    seconds: dict[str, float] = field(default_factory=dict)  # CPU seconds by stage
+
+
+@dataclass
+class UnitResult:
+    """All of a family, in the unit's order."""
+
+    unit: Unit
+    videos: list[VideoResult]
+
+
+def process_unit(unit: Unit, process: Callable[[Video, Guide | None], VideoResult]) -> UnitResult:
+    """The original first, then its fakes with what it found; a video without a file is `missing`."""
+    results = []
+    guide: Guide | None = None
+    for video in unit.videos:
+        result = process(video, guide) if video.uri is not None else VideoResult(ledger_row(video, status="missing", error="listed, but no file"))
+        if video.video_id == unit.family_id:
+            guide = result.guide
+        results.append(result)
+    return UnitResult(unit, results)
+
+
+def ledger_row(video: Video, *, status: str, stage: str | None = None, error: str | None = None, **counts: Any) -> dict[str, Any]:
+    """One row of the ledger; counts that are not given are 0, box_source None."""
+    zeros: dict[str, Any] = {"frames_wanted": 0, "frames_decoded": 0, "core_decoded": 0, "frames_with_face": 0, "faces": 0, "box_source": None}
+    ids = {name: getattr(video, name) for name in ("corpus", "video_id", "family_id", "group_id", "part", "label")}
+    return ids | {"status": status, "stage": stage, "error": error} | zeros | counts
+
+
+def process_video(
+    video: Video,
+    settings: Settings,
+    detector: Detector | None,
+    guide: Guide | None,
+    *,
+    on_stage: Callable[[Stage], None] = lambda stage: None,
+) -> VideoResult:
+    """Decode, detect and crop one video. What is wrong with it ends in its ledger row; StorageError passes through.
+
+    detector: None with whole frames (settings.crop == "frame").
+    on_stage: told what comes next, so that whoever watches knows where a process died.
+    """
+    work = _Work(video, settings, detector, on_stage)
+    try:
+        return work.run(guide)
+    except VideoError as error:
+        return work.failed(error.stage, error.message)
+    except MemoryError:
+        return work.failed(work.stage, "needs more memory than a video may take (--video-memory-mb)")
+
+
+class _Work:
+    """One video under way: the stage it is in, CPU seconds by stage, and the counts so far."""
+
+    def __init__(self, video: Video, settings: Settings, detector: Detector | None, on_stage: Callable[[Stage], None]) -> None:
+        self.video, self.settings, self.detector, self.on_stage = video, settings, detector, on_stage
+        self.stage: Stage = "open"
+        self.seconds: dict[str, float] = {}
+        self.counts: dict[str, int] = {}
+
+    @contextmanager
+    def at(self, stage: Stage) -> Iterator[None]:
+        if stage != self.stage:
+            self.stage = stage
+            self.on_stage(stage)
+        start = time.process_time()
+        try:
+            yield
+        finally:
+            self.seconds[stage] = self.seconds.get(stage, 0.0) + time.process_time() - start
+
+    def failed(self, stage: str, message: str) -> VideoResult:
+        return VideoResult(ledger_row(self.video, status="error", stage=stage, error=message, **self.counts), seconds=self.seconds)
+
+    def run(self, guide: Guide | None) -> VideoResult:
+        assert self.video.uri is not None
+        with self.at("open"):
+            file = open_video(self.video.uri)
+        with file:
+            with self.at("probe"):
+                info = probe(file)
+            samples = self._samples(info, guide)
+            self.counts = {"frames_wanted": len(samples), "frames_decoded": 0}
+            if not samples:
+                raise VideoError("probe", f"none of the original's sampled frames lies within its {len(info.pts)} frames")
+            found = _Found()
+            source = None
+            if self.settings.crop == "frame":
+                self._pass(file, info, samples, found, whole=True)
+            else:
+                if guide is not None and any(guide.faces.values()):
+                    self._pass(file, info, samples, found, guide=guide)
+                    with self.at("align"):
+                        boxes: dict[int, list[Box]] = {f: [face.box for _, face in faces] for f, faces in guide.faces.items()}
+                        alignment = align.check(guide.thumbnails, found.thumbnails, boxes, width=guide.width, height=guide.height)
+                    source = "original" if alignment.holds else None
+                if source is None:
+                    found, source = _Found(), "self"
+                    self._pass(file, info, samples, found)
+        return self._result(info, samples, found, source)
+
+    def _samples(self, info: VideoInfo, guide: Guide | None) -> list[Sample]:
+        s = self.settings
+        if guide is not None:  # by frame index, over the prefix that both have
+            return subset([Sample(frame, True) for frame in guide.core], len(info.pts))
+        multiplier = s.real_multiplier if self.video.label == "REAL" else 1
+        return sample(info.times, method=s.sampling, frames=s.frames, multiplier=multiplier)
+
+    def _pass(self, file: Any, info: VideoInfo, samples: list[Sample], found: "_Found", *, guide: Guide | None = None, whole: bool = False) -> None:
+        """Decode once; in each frame take the guide's faces (scaled to this video's size), or detect, or take the whole frame."""
+        core = {s.frame for s in samples if s.core}
+        frames = decode_frames(file, info, [s.frame for s in samples])
+        self.counts["frames_decoded"] = 0
+        while True:
+            with self.at("decode"):
+                item = next(frames, None)
+            if item is None:
+                break
+            frame, rgb = item
+            self.counts["frames_decoded"] += 1
+            if whole:
+                faces: list[Face] = []
+                crops = [(0, 0, info.width, info.height)]
+            elif guide is not None:
+                known = guide.faces.get(frame, [])
+                faces = [_scaled(face, info.width / guide.width, info.height / guide.height) for _, face in known]
+                found.tracks[frame] = [track for track, _ in known]
+            else:
+                assert self.detector is not None
+                with self.at("detect"):
+                    faces = self.detector.detect(rgb)
+            if not whole and frame in core:
+                with self.at("align"):
+                    found.thumbnails[frame] = align.thumbnail(rgb)
+            with self.at("crop"):
+                if not whole:
+                    crops = [crop_rect(face.box, info.width, info.height, margin=self.settings.margin) for face in faces]
+                found.faces[frame] = faces
+                found.pictures[frame] = [(rect, encode(cut(rgb, rect, max_side=self.settings.max_side), self.settings.image_format)) for rect in crops]
+        if not whole and guide is None:
+            frames_found = sorted(found.faces.items())
+            for (frame, _), tracks in zip(frames_found, link(frames_found), strict=True):
+                found.tracks[frame] = tracks
+
+    def _result(self, info: VideoInfo, samples: list[Sample], found: "_Found", source: str | None) -> VideoResult:
+        core = [s.frame for s in samples if s.core]
+        with_face = sum(1 for faces in found.faces.values() if faces)
+        status = "ok" if with_face or source is None else "no_face"
+        counts = self.counts | {
+            "core_decoded": len(core),
+            "frames_with_face": with_face,
+            "faces": sum(len(faces) for faces in found.faces.values()),
+            "box_source": source if with_face else None,
+        }
+        rows = [row for s in samples for row in self._rows(info, s, found, source)]
+        rows.sort(key=lambda row: (row["track_id"] or 0, row["frame"]))
+        guide = None
+        if self.video.label == "REAL" and self.settings.crop == "face":
+            faces = {f: list(zip(found.tracks[f], found.faces[f], strict=True)) for f in core}
+            guide = Guide(info.width, info.height, tuple(core), faces, found.thumbnails)
+        elif self.video.label == "REAL":
+            guide = Guide(info.width, info.height, tuple(core), {}, {})
+        boxes = [{name: row[name] for name in _BOX_COLUMNS} for row in rows] if source == "self" else []
+        return VideoResult(ledger_row(self.video, status=status, **counts), rows, boxes, guide, self.seconds)
+
+    def _rows(self, info: VideoInfo, s: Sample, found: "_Found", source: str | None) -> list[dict[str, Any]]:
+        video, frame = self.video, s.frame
+        common: dict[str, Any] = {
+            name: getattr(video, name) for name in ("corpus", "video_id", "family_id", "group_id", "part", "label", "method", "original")
+        }
+        common |= {"frame": frame, "pts": int(info.pts[frame]), "time_s": float(info.times[frame]), "core": s.core, "box_source": source}
+        common |= {"frame_width": info.width, "frame_height": info.height, "clip_id": None, "clip_position": None}
+        faces: list[Face | None] = list(found.faces[frame]) if source else [None]
+        tracks: list[int | None] = list(found.tracks[frame]) if source else [None]
+        rows = []
+        for face, track, (rect, picture) in zip(faces, tracks, found.pictures[frame], strict=True):
+            rows.append(
+                common
+                | {
+                    "track_id": track,
+                    "box": face and list(face.box),
+                    "landmarks": face and face.landmarks and list(face.landmarks),
+                    "det_score": face and face.score,
+                    "detector": self.settings.detector if face else None,
+                    "crop": list(rect),
+                    "image": {"bytes": picture, "path": None},
+                }
+            )
+        return rows
+
+
+_BOX_COLUMNS = ("video_id", "frame", "pts", "time_s", "core", "track_id", "box", "landmarks", "det_score", "detector", "frame_width", "frame_height")
+
+
+@dataclass
+class _Found:
+    """By frame: the faces, their tracks, their encoded pictures, and the thumbnails of core frames."""
+
+    faces: dict[int, list[Face]] = field(default_factory=dict)
+    tracks: dict[int, list[int]] = field(default_factory=dict)
+    pictures: dict[int, list[tuple[tuple[int, int, int, int], bytes]]] = field(default_factory=dict)
+    thumbnails: dict[int, np.ndarray] = field(default_factory=dict)
+
+
+def _scaled(face: Face, sx: float, sy: float) -> Face:
+    x, y, w, h = face.box
+    points = face.landmarks and tuple(v * (sy if i % 2 else sx) for i, v in enumerate(face.landmarks))
+    return Face(box=(x * sx, y * sy, w * sx, h * sy), score=face.score, landmarks=points)

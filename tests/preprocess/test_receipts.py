@@ -1,0 +1,137 @@
+"""Commit, resume, refusal and publication, without Ray and without video."""
+
+import json
+import threading
+from dataclasses import replace
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dfdc_ray.corpus.index import INDEX
+from dfdc_ray.errors import UserError
+from dfdc_ray.preprocess.plan import Unit, Video
+from dfdc_ray.preprocess.receipts import open_output, publish, remember, todo
+from dfdc_ray.preprocess.settings import Settings
+from dfdc_ray.preprocess.unit import UnitResult, VideoResult, ledger_row
+
+SETTINGS = Settings(
+    sampling="spread",
+    frames=2,
+    real_multiplier=1,
+    detector="centerface",
+    detector_threshold=0.5,
+    detector_long_side=640,
+    crop="face",
+    margin=0.3,
+    max_side=320,
+    image_format="jpeg",
+    weights={"net": "0" * 64},
+    format_version=1,
+)
+
+
+def video(name: str, *, label: str = "REAL", uri: str | None = "x.mp4", family: str = "a") -> Video:
+    return Video("c", f"c/{name}", uri, label, None, None if label == "REAL" else f"c/{family}", f"c/{family}", f"c/family:{family}", None)
+
+
+def face(v: Video, frame: int, *, picture: bytes = b"picture") -> dict:
+    ids = {n: getattr(v, n) for n in ("corpus", "video_id", "family_id", "group_id", "part", "label", "method", "original")}
+    rest = {"frame": frame, "pts": frame, "time_s": frame / 25, "track_id": 0, "core": True, "box": [1, 2, 3, 4], "crop": [0, 0, 9, 9]}
+    return ids | rest | {"det_score": 0.9, "detector": "centerface", "frame_width": 99, "frame_height": 99, "image": {"bytes": picture, "path": None}}
+
+
+def result(*videos: Video, status: str = "ok", picture: bytes = b"picture") -> UnitResult:
+    done = [VideoResult(ledger_row(v, status=status, faces=2), [face(v, 0, picture=picture), face(v, 5)] if status == "ok" else []) for v in videos]
+    return UnitResult(Unit("a-1", "c/a", videos), done)
+
+
+@pytest.fixture
+def output(tmp_path):
+    return open_output(str(tmp_path / "out"), SETTINGS)
+
+
+def test_a_commit_is_read_back_and_leaves_nothing_to_do(output):
+    work = result(video("a"), video("b", label="FAKE"))
+    receipt = output.commit(work, generation=0)
+    assert output.read() == {"a-1": receipt}
+    assert todo([work.unit], output.read(), []) == []
+    assert [row["video_id"] for row in receipt.videos] == ["c/a", "c/b"]
+
+
+def test_the_same_rows_give_the_same_bytes_and_name(output, tmp_path):
+    work = result(video("a"))
+    other = open_output(str(tmp_path / "other"), SETTINGS)
+    assert output.commit(work, generation=0).faces == other.commit(work, generation=0).faces
+
+
+def test_each_video_has_a_row_group_of_its_own(output, tmp_path):
+    receipt = output.commit(result(video("a"), video("b", label="FAKE")), generation=0)
+    file = pq.ParquetFile(tmp_path / "out" / receipt.faces["path"])
+    assert [set(file.read_row_group(i, columns=["video_id"])["video_id"].to_pylist()) for i in range(file.num_row_groups)] == [{"c/a"}, {"c/b"}]
+
+
+def test_of_many_writers_one_wins_and_all_see_it(output):
+    works = [result(video("a"), picture=bytes([i])) for i in range(8)]
+    receipts = []
+    threads = [threading.Thread(target=lambda w=w: receipts.append(output.commit(w, generation=0))) for w in works]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(receipts) == 8
+    assert len({r.faces["sha256"] for r in receipts}) == 1
+    assert output.read()["a-1"] == receipts[0]
+
+
+def test_data_without_a_receipt_does_not_exist(output, tmp_path):
+    (tmp_path / "out" / "faces" / "b-2.0123456789abcdef.parquet").write_bytes(b"half a file")
+    output.commit(result(video("a")), generation=0)
+    ledger = publish(output, SETTINGS, versions={})
+    assert ledger["video_id"].to_pylist() == ["c/a"]
+    assert len(json.loads((tmp_path / "out" / "manifest.json").read_text())["files"]) == 1
+
+
+def test_retry_writes_the_next_generation_which_then_counts(output):
+    bad = result(video("a"), status="error")
+    output.commit(bad, generation=0)
+    assert todo([bad.unit], output.read(), []) == []
+    assert todo([bad.unit], output.read(), ["error"]) == [(bad.unit, 1)]
+    output.commit(result(video("a")), generation=1)
+    assert output.read()["a-1"].generation == 1
+    assert publish(output, SETTINGS, versions={})["status"].to_pylist() == ["ok"]
+
+
+def test_the_tenth_generation_is_newer_than_the_ninth(output):
+    for generation in (2, 9, 10):
+        output.commit(result(video("a")), generation=generation)
+    assert output.read()["a-1"].generation == 10
+
+
+def test_a_fake_that_arrives_later_is_work_to_do(output):
+    early = result(video("a"))
+    output.commit(early, generation=0)
+    late = Unit("a-1", "c/a", (video("a"), video("b", label="FAKE")))
+    assert todo([late], output.read(), []) == [(late, 1)]
+
+
+def test_a_missing_video_whose_file_has_come_is_work_to_do(output):
+    output.commit(result(video("a", uri=None), status="missing"), generation=0)
+    came = Unit("a-1", "c/a", (video("a"),))
+    assert todo([came], output.read(), []) == [(came, 1)]
+
+
+def test_another_configuration_is_refused_and_the_difference_named(output, tmp_path):
+    with pytest.raises(UserError, match=r"frames: 2 there, 3 now"):
+        open_output(str(tmp_path / "out"), replace(SETTINGS, frames=3))
+    open_output(str(tmp_path / "out"), SETTINGS)
+
+
+def test_an_index_of_later_parts_is_added_to_the_earlier_one(tmp_path, index_row):
+    remember(str(tmp_path), pa.Table.from_pylist([index_row("a.mp4"), index_row("b.mp4")], schema=INDEX))
+    whole = remember(str(tmp_path), pa.Table.from_pylist([index_row("b.mp4", uri="new.mp4"), index_row("c.mp4")], schema=INDEX))
+    assert dict(zip(whole["video_id"].to_pylist(), whole["uri"].to_pylist(), strict=True)) == {
+        "c/a.mp4": "x.mp4",
+        "c/b.mp4": "new.mp4",
+        "c/c.mp4": "x.mp4",
+    }

@@ -1,0 +1,81 @@
+"""Preprocessing on a real Ray: complete, resumable after a kill, and the same as without the kill."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+
+
+def command(corpus: Path, out: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "dfdc_ray.cli", "preprocess", "--corpus", str(corpus), "--out", str(out), "--frames", "2", *more]
+
+
+def run(*arguments: str, expect: int = 0) -> str:
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=200, check=False, env=ENVIRONMENT)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+
+
+def rows(out: Path) -> pa.Table:
+    """All face rows that the manifest names, in one order."""
+    files = json.loads((out / "manifest.json").read_text())["files"]
+    return pa.concat_tables([pq.read_table(out / f["path"]) for f in files]).sort_by(
+        [("video_id", "ascending"), ("track_id", "ascending"), ("frame", "ascending")]
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(small_corpus, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("undisturbed")
+    run(*command(small_corpus, out))
+    return out
+
+
+def test_every_video_is_in_the_ledger(undisturbed):
+    ledger = pq.read_table(undisturbed / "ledger.parquet").to_pylist()
+    assert len(ledger) == 4 * 5 + 2 * 2
+    assert {row["status"] for row in ledger} == {"ok"}
+    assert len({row["video_id"] for row in ledger}) == len(ledger)
+    assert sum(row["faces"] for row in ledger) == rows(undisturbed).num_rows
+
+
+def test_finished_work_is_not_done_again(small_corpus, undisturbed):
+    before = {p: p.stat().st_mtime_ns for folder in ("faces", "receipts") for p in (undisturbed / folder).iterdir()}
+    output = run(*command(small_corpus, undisturbed))
+    assert " 0 to do" in output
+    assert {p: p.stat().st_mtime_ns for folder in ("faces", "receipts") for p in (undisturbed / folder).iterdir()} == before
+
+
+def test_another_configuration_is_refused_without_a_traceback(small_corpus, undisturbed):
+    output = run(*command(small_corpus, undisturbed, "--margin", "0.5"), expect=1)
+    assert "margin" in output
+    assert "Traceback" not in output
+
+
+def test_killed_half_way_and_run_again_gives_the_same(small_corpus, undisturbed, tmp_path):
+    receipts = tmp_path / "receipts"
+    with subprocess.Popen(command(small_corpus, tmp_path), env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL) as driver:
+        while not (receipts.is_dir() and len(list(receipts.glob("*.json"))) >= 2):
+            assert driver.poll() is None, "it ended before it could be killed"
+            time.sleep(0.02)
+        os.killpg(driver.pid, signal.SIGKILL)
+    first = len(list(receipts.glob("*.json")))
+    assert not (tmp_path / "manifest.json").exists()
+    run(*command(small_corpus, tmp_path))
+    assert first < len(list(receipts.glob("*.json")))
+    assert rows(tmp_path).equals(rows(undisturbed))
+    assert pq.read_table(tmp_path / "ledger.parquet").equals(pq.read_table(undisturbed / "ledger.parquet"))
+    names = [{p.name for p in (out / "faces").iterdir()} for out in (tmp_path, undisturbed)]
+    assert names[0] >= names[1]  # the same bytes under the same names; a killed run may leave a file that no receipt names

@@ -1,0 +1,129 @@
+"""One unit in this process, with the real detector on generated videos."""
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import pytest
+
+from dfdc_ray.config import PreprocessConfig
+from dfdc_ray.corpus.index import build_index
+from dfdc_ray.faces.detect import Detector, load_detector
+from dfdc_ray.faces.weights import stage_weights
+from dfdc_ray.preprocess.plan import Unit, units
+from dfdc_ray.preprocess.settings import Settings, settings_of
+from dfdc_ray.preprocess.unit import UnitResult, process_unit, process_video
+
+
+@pytest.fixture(scope="module")
+def settings() -> Settings:
+    return settings_of(PreprocessConfig(corpus=("x",), out="y", frames=4, real_multiplier=4))
+
+
+@pytest.fixture(scope="module")
+def detector(settings) -> Detector:
+    stage_weights()
+    return load_detector(settings.detector, threshold=settings.detector_threshold, long_side=settings.detector_long_side)
+
+
+@pytest.fixture(scope="module")
+def unit(small_corpus) -> Unit:
+    return next(u for u in units(build_index([str(small_corpus)])[0]) if len(u.videos) > 2)
+
+
+@pytest.fixture(scope="module")
+def done(unit, settings, detector) -> UnitResult:
+    return process_unit(unit, lambda video, guide: process_video(video, settings, detector, guide))
+
+
+def decode(picture: bytes) -> np.ndarray:
+    return cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR)
+
+
+def test_every_video_has_a_ledger_row_and_faces(done, unit):
+    assert [v.ledger["video_id"] for v in done.videos] == [v.video_id for v in unit.videos]
+    assert {v.ledger["status"] for v in done.videos} == {"ok"}
+
+
+def test_the_original_gives_four_times_the_frames_and_marks_the_shared_ones(done):
+    original = done.videos[0]
+    assert original.ledger["frames_wanted"] == 16
+    assert original.ledger["core_decoded"] == 4
+    assert len({row["frame"] for row in original.faces if row["core"]}) == 4
+
+
+def test_fakes_take_the_core_frames_and_boxes_of_their_original(done):
+    original, *fakes = done.videos
+    core = {(row["frame"], tuple(row["box"])) for row in original.faces if row["core"]}
+    for fake in fakes:
+        assert fake.ledger["box_source"] == "original"
+        assert {(row["frame"], tuple(row["box"])) for row in fake.faces} == core
+        assert all(row["core"] for row in fake.faces)
+        assert fake.boxes == []
+    assert len(original.boxes) == len(original.faces)
+
+
+def test_crops_are_what_their_rectangle_says(done):
+    for row in done.videos[0].faces:
+        picture = decode(row["image"]["bytes"])
+        x, y, w, h = row["crop"]
+        assert picture.shape == (h, w, 3)  # below 320 px nothing is scaled
+        assert x >= 0
+        assert y >= 0
+        assert x + w <= row["frame_width"]
+        assert y + h <= row["frame_height"]
+        bx, by, bw, bh = row["box"]
+        assert x <= bx
+        assert y <= by
+        assert bx + bw <= x + w + 1
+        assert by + bh <= y + h + 1
+
+
+def test_a_fake_without_its_original_is_detected_by_itself(unit, settings, detector):
+    orphan = Unit(unit.unit_id, unit.family_id, unit.videos[1:2])
+    (result,) = process_unit(orphan, lambda video, guide: process_video(video, settings, detector, guide)).videos
+    assert result.ledger["box_source"] == "self"
+    assert result.ledger["frames_wanted"] == 4
+
+
+def test_a_fake_of_another_scene_is_detected_by_itself(small_corpus, settings, detector):
+    first, second = [u for u in units(build_index([str(small_corpus)])[0]) if len(u.videos) > 2][:2]
+    guide = process_video(first.videos[0], settings, detector, None).guide
+    assert guide is not None
+    result = process_video(second.videos[1], settings, detector, guide)
+    assert result.ledger["box_source"] == "self"
+    assert result.ledger["status"] == "ok"
+
+
+def test_whole_frames(unit, settings):
+    whole = replace(settings, crop="frame", max_side=200, detector=None)
+    result = process_unit(unit, lambda video, guide: process_video(video, whole, None, guide))
+    original, fake = result.videos[:2]
+    assert len(original.faces) == 16
+    assert {row["frame"] for row in fake.faces} == {row["frame"] for row in original.faces if row["core"]}
+    row = fake.faces[0]
+    assert row["box"] is None
+    assert row["crop"] == [0, 0, row["frame_width"], row["frame_height"]]
+    assert max(decode(row["image"]["bytes"]).shape) == 200
+
+
+def test_a_listed_video_without_a_file_is_missing_and_the_rest_goes_on(unit, settings, detector):
+    gone = Unit(unit.unit_id, unit.family_id, (replace(unit.videos[0], uri=None), unit.videos[1]))
+    first, second = process_unit(gone, lambda video, guide: process_video(video, settings, detector, guide)).videos
+    assert first.ledger["status"] == "missing"
+    assert second.ledger["status"] == "ok"
+
+
+def test_a_bad_file_is_an_error_with_its_stage(unit, settings, detector, tmp_path):
+    path = tmp_path / "page.mp4"
+    path.write_text("<html>not a video</html>")
+    result = process_video(replace(unit.videos[0], uri=str(path)), settings, detector, None)
+    assert result.ledger["status"] == "error"
+    assert result.ledger["stage"] == "probe"
+    assert result.faces == []
+
+
+def test_twice_the_same_gives_the_same(done, unit, settings, detector):
+    again = process_video(unit.videos[0], settings, detector, None)
+    assert again.faces == done.videos[0].faces
+    assert all(np.array_equal(a["box"], b["box"]) for a, b in zip(again.boxes, done.videos[0].boxes, strict=True))
