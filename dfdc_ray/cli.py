@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> int:
         return _overview(arguments)
     cls, function = COMMANDS[name]
     try:
-        settings = tyro.cli(cls, prog=f"dfdc-ray {name}", args=_repeatable(arguments[len(name.split()) :], "--corpus"))
+        settings: Any = tyro.cli(cls, prog=f"dfdc-ray {name}", args=_repeatable(arguments[len(name.split()) :], "--corpus"))
         _load(function)(settings)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)

@@ -1,0 +1,97 @@
+"""The registry of models, and where their first weights come from.
+
+Every model takes float32 [N,3,S,S] and returns logits [N]; sigmoid(logit) is the probability of fake.
+"""
+
+import pickle
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfdc_ray import storage
+from dfdc_ray.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+NAMES = ("resnet34",)
+
+_DOWNLOAD_TIMEOUT_S = 30.0  # without an answer; torch.hub itself would wait for ever
+
+
+def create_model(name: str) -> "nn.Module":
+    """A model with random weights from torch's generator. UserError if there is none of that name."""
+    from dfdc_ray.models.resnet34 import ResNet34
+
+    if name == "resnet34":
+        return ResNet34()
+    raise UserError(f"--model {name}: there is no such model. Known: {', '.join(NAMES)}.")
+
+
+def load_weights(model: "nn.Module", weights: str) -> None:
+    """Fill the model in place: "imagenet", "none" (leaves it as it is), or the path or s3:// URI of a state dict (.safetensors, .pth).
+
+    The head is taken over if its shape fits and else stays as it is. UserError names what is missing, unexpected or of another shape.
+    """
+    if weights == "none":
+        return
+    state = _imagenet(model) if weights == "imagenet" else _read(weights)
+    head = str(model.HEAD)
+    own = model.state_dict()
+    state = {k: v for k, v in state.items() if not (k.startswith(head) and (k not in own or own[k].shape != v.shape))}
+    others = [k for k, v in state.items() if k in own and own[k].shape != v.shape]
+    problems = [
+        *(f"missing: {k}" for k in own if k not in state and not k.startswith(head)),
+        *(f"unexpected: {k}" for k in state if k not in own),
+        *(f"shape of {k}: {tuple(state[k].shape)}, the model has {tuple(own[k].shape)}" for k in others),
+    ]
+    if problems:
+        more = [f"and {len(problems) - 8} more"] if len(problems) > 8 else []
+        raise UserError(f"--weights {weights} does not fit {type(model).__name__}:\n  " + "\n  ".join(problems[:8] + more))
+    model.load_state_dict(state, strict=False)
+
+
+def _imagenet(model: "nn.Module") -> "Mapping[str, torch.Tensor]":
+    """torchvision's ImageNet weights, fetched at most once on a machine: the others wait at a lock, then find the file."""
+    import torch
+    from filelock import FileLock
+    from torchvision.models import WeightsEnum
+
+    source = model.IMAGENET
+    assert isinstance(source, WeightsEnum)
+    file = Path(torch.hub.get_dir()) / "checkpoints" / source.url.rsplit("/", 1)[1]
+    timeout = socket.getdefaulttimeout()
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{file}.lock"):
+            socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_S)
+            return source.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # no network, or a damaged file
+        raise UserError(
+            f"The ImageNet weights could not be loaded ({error}).\n"
+            f"With a network they are fetched from {source.url}\n"
+            f"Without one, place that file at {file}\n"
+            "or anywhere else and give --weights FILE; --weights none trains from scratch."
+        ) from error
+    finally:
+        socket.setdefaulttimeout(timeout)
+
+
+def _read(uri: str) -> "Mapping[str, torch.Tensor]":
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
+    advice = "Give imagenet, none, or a state dict saved as .safetensors or .pth."
+    try:
+        with storage.open_input(uri) as file:
+            state = load(file.read()) if uri.endswith(".safetensors") else torch.load(file, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(f"--weights {uri}: there is no such file. {advice}") from error
+    except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(f"--weights {uri} cannot be read ({error}). {advice}") from error
+    if not isinstance(state, dict) or not all(isinstance(v, torch.Tensor) for v in state.values()):
+        raise UserError(f"--weights {uri} holds no plain state dict (names and tensors). {advice}")
+    return state

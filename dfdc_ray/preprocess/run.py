@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import ray
 from rich.table import Table
 
-from dfdc_ray import storage
+from dfdc_ray import __version__, storage
 from dfdc_ray.cluster import run as cluster
 from dfdc_ray.config import PreprocessConfig
 from dfdc_ray.console import Work, console, duration
@@ -56,8 +56,8 @@ def preprocess(config: PreprocessConfig) -> None:
 
 def versions() -> dict[str, str]:
     """Versions of what decides the bytes, recorded beside them."""
-    packages = ("dfdc-ray", "ray", "av", "deepface", "opencv-contrib-python-headless", "numpy", "pyarrow")
-    return {"python": platform.python_version()} | {name: version(name) for name in packages}
+    packages = ("ray", "av", "deepface", "opencv-contrib-python-headless", "numpy", "pyarrow")
+    return {"python": platform.python_version(), "dfdc-ray": __version__} | {name: version(name) for name in packages}
 
 
 def _run(config: PreprocessConfig, settings: Settings, out: str, work: list[tuple[Unit, int]]) -> list[tuple[str, str]]:

@@ -1,0 +1,260 @@
+"""The generated corpus: drawn talking heads and fakes of them, in DFDC's own form. `dfdc-ray demo-corpus --out DIR`
+
+Identities come in pairs: each real video shows one of a pair, and the fakes made from it (one family) wear the other's face. A pair is a
+group that no split cuts. The same families, seed and length give the same frames and files, whatever the number of processes.
+"""
+
+import csv
+import io
+import json
+import multiprocessing
+import os
+import shutil
+import string
+import zipfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from dfdc_ray.config import DemoCorpusConfig
+from dfdc_ray.console import Work, console
+from dfdc_ray.demo.encode import deliver, encode_mp4, make_delivery
+from dfdc_ray.demo.heads import Identity, Image, make_identity, stream
+from dfdc_ray.demo.scene import FPS, Scene, make_scene, record
+from dfdc_ray.demo.swap import DonorFace, make_traces, swap
+from dfdc_ray.errors import UserError
+
+VERSION = 1  # of what is drawn: another version, other frames
+FAKES = 4  # per original
+TEST_FAMILIES = 6  # of test_videos/, with one fake each: 12 videos
+SECONDS = 2.6
+MAX_PARTS = 8
+MARKER = "corpus.json"  # written last: the corpus is whole
+PARTIAL = ".partial"
+README = """GENERATED: says nothing about real fakes.
+
+These videos show heads drawn by code and simple swaps of them, in the form of the Deepfake Detection Challenge (dfdc_train_part_NN.zip with
+metadata.json, test_videos/). They exist to try the software. How well a detector does on them is no sign of how well it does on deepfakes.
+groups.csv: identity pairs, which a split must not cut. test_truth.csv: the truth of test_videos/ (1 fake, 0 real).
+"""
+
+
+@dataclass(frozen=True)
+class Video:
+    """One video to be made."""
+
+    name: str
+    original: str | None  # None: it is real
+    method: str | None
+
+
+@dataclass(frozen=True)
+class Family:
+    """A real video and the fakes of it."""
+
+    index: int  # of the identity shown; the pair's other identity has index ^ 1
+    part: int | None  # None: test_videos/
+    videos: tuple[Video, ...]  # the real one first
+
+    @property
+    def group(self) -> str:
+        return f"pair{self.index // 2:03d}"
+
+
+@dataclass(frozen=True)
+class Footage:
+    """A video before encoding: frames uint8 [HEIGHT * 3 / 2, WIDTH] (I420)."""
+
+    video: Video
+    frames: list[Image]
+    scene: Scene
+    crf: int
+
+
+def _parts(families: int) -> int:
+    return min(MAX_PARTS, -(-families // 2))
+
+
+def demo_split(families: int) -> str:
+    """Split rule for a corpus of so many families: about 5/8 of the parts train, 1/8 validation, 2/8 test.
+
+    Raises UserError when there are too few parts for three splits.
+    """
+    parts = _parts(families)
+    if parts < 3:
+        raise UserError(f"A corpus of {families} families has {parts} part(s): too few to split. Use at least 5 families.")
+    test, validation = max(1, round(parts / 4)), max(1, round(parts / 8))
+    ends = (parts - test - validation, parts - test, parts)
+    starts = (0, *ends[:2])
+    return "parts:" + "/".join(str(a) if b - a == 1 else f"{a}-{b - 1}" for a, b in zip(starts, ends, strict=True))
+
+
+DEMO_SPLIT = demo_split(DemoCorpusConfig.families)
+
+
+def demo_corpus(config: DemoCorpusConfig) -> None:
+    """The command. Raises UserError when `out` holds something else."""
+    write_corpus(config.out, families=config.families, seed=config.seed)
+    console.print(f"{config.out}: generated corpus of {config.families} families. It says nothing about real fakes.", highlight=False, soft_wrap=True)
+
+
+def write_corpus(
+    out: str | Path, *, families: int, seed: int, seconds: float = SECONDS, test_families: int | None = None, workers: int | None = None
+) -> None:
+    """Write the corpus to the folder `out`: zips by part, test_videos/, groups.csv, test_truth.csv, README.txt, and last corpus.json.
+
+    families: real videos, with FAKES fakes each; test_families: real videos of test_videos/, with one fake each, of further identities, by default
+    TEST_FAMILIES or, in a smaller corpus, as many as `families`; workers: processes, by default one for every CPU. A corpus that is there already stays. Raises UserError when `out` holds something else.
+    """
+    test_families = min(families, TEST_FAMILIES) if test_families is None else test_families
+    if families < 1 or seed < 0 or test_families < 0 or seconds * FPS < 2:
+        raise UserError(f"families must be at least 1, seed at least 0 and the length at least two frames; got {families}, {seed}, {seconds} s.")
+    folder = Path(out)
+    marker = {"format": "dfdc-ray generated corpus", "version": VERSION, "families": families, "seed": seed, "seconds": seconds, "test_families": test_families}
+    if _is_there(folder, marker):
+        console.print(f"{folder}: this generated corpus is there already.", highlight=False, soft_wrap=True)
+        return
+    partial = folder / PARTIAL
+    (partial / "test_videos").mkdir(parents=True)
+    plan = plan_corpus(families=families, seed=seed, test_families=test_families)
+    names = [video.name for family in plan for video in family.videos]
+    with Work("Drawing", total=len(names), unit="videos") as work:
+        for family in _make_all(plan, seed, seconds, partial, workers or os.cpu_count() or 1):
+            work.advance(len(family.videos))
+    _write_zips(partial, plan)
+    _write_tables(partial, plan)
+    (partial / "README.txt").write_text(README)
+    (partial / "videos").rmdir()
+    for entry in sorted(partial.iterdir()):
+        entry.rename(folder / entry.name)
+    partial.rmdir()
+    (folder / f"{MARKER}.tmp").write_text(json.dumps(marker, indent=1) + "\n")
+    (folder / f"{MARKER}.tmp").rename(folder / MARKER)
+
+
+def plan_corpus(*, families: int, seed: int, test_families: int) -> list[Family]:
+    """All families, those of test_videos/ last; names and methods decided."""
+    rng = stream(seed, "plan")
+    letters = np.array(list(string.ascii_lowercase))
+    used: set[str] = set()
+
+    def name() -> str:
+        while (new := "".join(rng.choice(letters, 10)) + ".mp4") in used:
+            pass
+        used.add(new)
+        return new
+
+    pairs, parts = -(-families // 2), _parts(families)
+    plan = []
+    first_test = 2 * pairs
+    for index in [*range(families), *range(first_test, first_test + test_families)]:
+        original = name()
+        fakes = [name() for _ in range(FAKES if index < families else 1)]
+        videos = [Video(fake, original, make_traces(stream(seed, "traces", fake)).method) for fake in fakes]
+        part = index // 2 * parts // pairs if index < families else None
+        plan.append(Family(index, part, (Video(original, None, None), *videos)))
+    return plan
+
+
+def identity(seed: int, index: int) -> Identity:
+    """Identity number `index` of the corpus. The two of a pair have similar skin."""
+    tone = stream(seed, "tone", str(index // 2)).uniform(0, 1)
+    return make_identity(stream(seed, "identity", str(index)), tone)
+
+
+def film(family: Family, *, seed: int, seconds: float) -> Iterator[Footage]:
+    """The videos of a family as given to the encoder, the real one first."""
+    real = family.videos[0]
+    scene = make_scene(stream(seed, "scene", real.name), identity(seed, family.index), seconds=seconds)
+    recorded = record(scene, stream(seed, "record", real.name))
+    donor = DonorFace(identity(seed, family.index ^ 1), scene)
+    for video in family.videos:
+        frames: Sequence[Image] = recorded
+        if video.original is not None:
+            traces = make_traces(stream(seed, "traces", video.name))
+            frames = swap(recorded, scene, donor, traces, stream(seed, "swap", video.name))
+        delivery = make_delivery(stream(seed, "delivery", video.name))
+        yield Footage(video, deliver(frames, delivery), scene, delivery.crf)
+
+
+def _is_there(folder: Path, marker: dict[str, object]) -> bool:
+    """Whether this very corpus is there. What an interrupted run left is removed. Raises UserError about anything else."""
+    if not folder.exists():
+        return False
+    if not folder.is_dir():
+        raise UserError(f"{folder} is a file. Give --out a new folder.")
+    if (folder / PARTIAL).is_dir():
+        shutil.rmtree(folder / PARTIAL)
+    if not any(folder.iterdir()):
+        return False
+    try:
+        found = json.loads((folder / MARKER).read_text())
+    except (FileNotFoundError, ValueError):
+        raise UserError(f"{folder} is not empty and holds no complete generated corpus. Give --out a new folder, or remove it first.") from None
+    if found != marker:
+        differing = ", ".join(f"{key} {found.get(key)} there, {value} wanted" for key, value in marker.items() if found.get(key) != value)
+        raise UserError(f"{folder} holds another generated corpus ({differing}). Give --out a new folder.")
+    return True
+
+
+def _make_all(plan: list[Family], seed: int, seconds: float, folder: Path, workers: int) -> Iterator[Family]:
+    """Make every family's videos under folder/videos; yields the families in order as they are done."""
+    (folder / "videos").mkdir()
+    jobs = [(family, seed, seconds, folder / "videos") for family in plan]
+    if workers == 1:
+        yield from map(_make, jobs)
+        return
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(min(workers, len(plan)), mp_context=context, initializer=cv2.setNumThreads, initargs=(1,)) as pool:
+        yield from pool.map(_make, jobs)
+
+
+def _make(job: tuple[Family, int, float, Path]) -> Family:
+    family, seed, seconds, folder = job
+    for footage in film(family, seed=seed, seconds=seconds):
+        (folder / footage.video.name).write_bytes(encode_mp4(footage.frames, footage.scene.voice.sound, crf=footage.crf))
+    return family
+
+
+def _write_zips(folder: Path, plan: list[Family]) -> None:
+    parts: dict[int, list[Video]] = {}
+    for family in plan:
+        if family.part is None:
+            for video in family.videos:
+                (folder / "videos" / video.name).rename(folder / "test_videos" / video.name)
+        else:
+            parts.setdefault(family.part, []).extend(family.videos)
+    for part, videos in parts.items():
+        inside = f"dfdc_train_part_{part}"
+        entries = sorted(videos, key=lambda video: video.name)
+        metadata = {video.name: _metadata(video) for video in entries}
+        with zipfile.ZipFile(folder / f"dfdc_train_part_{part:02d}.zip", "w") as archive:
+            archive.writestr(_member(f"{inside}/metadata.json"), json.dumps(metadata))
+            for video in entries:
+                path = folder / "videos" / video.name
+                archive.writestr(_member(f"{inside}/{video.name}"), path.read_bytes())
+                path.unlink()
+
+
+def _metadata(video: Video) -> dict[str, str | None]:
+    entry: dict[str, str | None] = {"label": "FAKE" if video.original else "REAL", "split": "train", "original": video.original}
+    return entry | {"method": video.method} if video.original else entry
+
+
+def _member(name: str) -> zipfile.ZipInfo:
+    info = zipfile.ZipInfo(name, date_time=(2020, 1, 1, 0, 0, 0))  # not the clock: the same seed gives the same file
+    info.external_attr = 0o644 << 16
+    return info
+
+
+def _write_tables(folder: Path, plan: list[Family]) -> None:
+    groups = [(video.name, family.group) for family in plan if family.part is not None for video in family.videos]
+    truth = [(video.name, int(video.original is not None)) for family in plan if family.part is None for video in family.videos]
+    for name, header, rows in (("groups.csv", ("video", "group"), groups), ("test_truth.csv", ("filename", "label"), truth)):
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([header, *sorted(rows)])
+        (folder / name).write_text(text.getvalue())

@@ -1,0 +1,193 @@
+"""How good are scores (probability of fake) against labels (0 real, 1 fake): metrics, their confidence intervals, and the baselines.
+
+A metric that one class alone leaves undefined is None, never a number that looks like one.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torchmetrics.functional.classification import (
+    binary_accuracy,
+    binary_auroc,
+    binary_confusion_matrix,
+    binary_eer,
+    binary_recall,
+    binary_roc,
+    binary_specificity,
+)
+
+THRESHOLD = 0.5  # a score above it says fake
+LOG_LOSS_EPS = 1e-15  # Kaggle's LogLoss clips probabilities to [1e-15, 1 - 1e-15], so one certain mistake costs 34.54
+REPLICATES = 1000
+FEW_GROUPS = 20  # below it the percentile bootstrap over groups is known to be too narrow
+INTERVALS = ("accuracy", "balanced_accuracy", "log_loss", "auc")
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Of n scored items; None: undefined, because `reals` or `fakes` is zero."""
+
+    n: int
+    reals: int
+    fakes: int
+    accuracy: float | None
+    balanced_accuracy: float | None
+    recall_real: float | None
+    recall_fake: float | None
+    log_loss: float | None
+    auc: float | None
+    eer: float | None
+    real_as_real: int
+    real_as_fake: int
+    fake_as_real: int
+    fake_as_fake: int
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A 95 % confidence interval, from `replicates` resamples in which the metric was defined."""
+
+    low: float
+    high: float
+    replicates: int
+
+
+@dataclass(frozen=True)
+class Level:
+    """Everything said about the scores of one level (frames or videos)."""
+
+    metrics: Metrics
+    intervals: Mapping[str, Interval | None]  # by name in INTERVALS
+    groups: int
+    interval_note: str
+    baselines: Mapping[str, Metrics]
+
+
+def _tensors(scores: np.ndarray, labels: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    if len(scores) and not (scores.min() >= 0 and scores.max() <= 1):  # torchmetrics would take them for logits; also catches NaN
+        raise ValueError("scores must be probabilities in [0, 1]")
+    return torch.from_numpy(np.asarray(scores, dtype=np.float64)), torch.from_numpy(np.asarray(labels, dtype=np.int64))
+
+
+def log_losses(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Binary cross-entropy in nats of every item, float64 [N], with Kaggle's clipping."""
+    preds, target = _tensors(scores, labels)
+    preds = preds.clamp(LOG_LOSS_EPS, 1 - LOG_LOSS_EPS)
+    return torch.nn.functional.binary_cross_entropy(preds, target.double(), reduction="none").numpy()
+
+
+def roc_curve(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """False and true positive rates (fake is positive) at every distinct score; both classes must be there."""
+    fpr, tpr, _ = binary_roc(*_tensors(scores, labels))
+    return fpr.numpy(), tpr.numpy()
+
+
+def binary_metrics(scores: np.ndarray, labels: np.ndarray) -> Metrics:
+    """All metrics of scores in [0, 1] against labels (0 real, 1 fake), both [N].
+
+    torchmetrics computes them; its EER is the mean of both error rates at the threshold where they differ least. Raises ValueError for
+    scores outside [0, 1].
+    """
+    preds, target = _tensors(scores, labels)
+    fakes = int(target.sum())
+    reals = len(target) - fakes
+    both = reals > 0 and fakes > 0
+    confusion = binary_confusion_matrix(preds, target, threshold=THRESHOLD).tolist() if len(target) else [[0, 0], [0, 0]]
+    recall_real = binary_specificity(preds, target, threshold=THRESHOLD).item() if reals else None
+    recall_fake = binary_recall(preds, target, threshold=THRESHOLD).item() if fakes else None
+    return Metrics(
+        n=len(target),
+        reals=reals,
+        fakes=fakes,
+        accuracy=binary_accuracy(preds, target, threshold=THRESHOLD).item() if len(target) else None,
+        balanced_accuracy=None if recall_real is None or recall_fake is None else (recall_real + recall_fake) / 2,
+        recall_real=recall_real,
+        recall_fake=recall_fake,
+        log_loss=float(log_losses(scores, labels).mean()) if len(target) else None,
+        auc=binary_auroc(preds, target).item() if both else None,
+        eer=binary_eer(preds, target).item() if both else None,
+        real_as_real=confusion[0][0],
+        real_as_fake=confusion[0][1],
+        fake_as_real=confusion[1][0],
+        fake_as_fake=confusion[1][1],
+    )
+
+
+def _weighted_aucs(scores: np.ndarray, labels: np.ndarray, group_of: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """ROC AUC (Mann-Whitney, ties count half) of every replicate: weights [B, G] says how often a group was drawn. NaN: undefined."""
+    _, block = np.unique(scores, return_inverse=True)  # equal scores share a block; ascending
+    real, fake = labels == 0, labels == 1
+    aucs = np.full(len(weights), np.nan)
+    for replicate, drawn in enumerate(weights):  # sorted once, so each replicate is linear in N
+        reals = np.bincount(block[real], weights=drawn[group_of[real]], minlength=block.max() + 1)
+        fakes = np.bincount(block[fake], weights=drawn[group_of[fake]], minlength=block.max() + 1)
+        pairs = reals.sum() * fakes.sum()
+        if pairs:
+            aucs[replicate] = fakes @ (np.cumsum(reals) - reals / 2) / pairs
+    return aucs
+
+
+def bootstrap(
+    scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, replicates: int = REPLICATES, seed: int = 0
+) -> dict[str, Interval | None]:
+    """95 % percentile intervals of the metrics in INTERVALS; None where fewer than two groups or no replicate define one.
+
+    Whole groups are drawn with replacement, since videos of one group share people and originals: the cluster bootstrap (Davison and
+    Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). A replicate without reals or without fakes leaves out the
+    metrics that need both.
+    """
+    names, group_of = np.unique(groups, return_inverse=True)
+    count = len(names)
+    if count < 2:
+        return dict.fromkeys(INTERVALS)
+    rng = np.random.default_rng(seed)
+    weights = np.stack([np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(replicates)]).astype(np.float64)
+
+    def drawn(values: np.ndarray) -> np.ndarray:  # the sum of an item's values over each replicate
+        return weights @ np.bincount(group_of, weights=values, minlength=count)
+
+    right = (scores > THRESHOLD) == (labels == 1)
+    real, fake = labels == 0, labels == 1
+    with np.errstate(invalid="ignore"):  # 0/0 in a replicate without one class: NaN, left out below
+        values = {
+            "accuracy": drawn(right) / drawn(np.ones(len(scores))),
+            "balanced_accuracy": (drawn(right & real) / drawn(real) + drawn(right & fake) / drawn(fake)) / 2,
+            "log_loss": drawn(log_losses(scores, labels)) / drawn(np.ones(len(scores))),
+            "auc": _weighted_aucs(scores, labels, group_of, weights),
+        }
+    intervals: dict[str, Interval | None] = {}
+    for name in INTERVALS:
+        defined = values[name][~np.isnan(values[name])]
+        low, high = np.quantile(defined, (0.025, 0.975)) if len(defined) else (np.nan, np.nan)
+        intervals[name] = Interval(low=float(low), high=float(high), replicates=len(defined)) if len(defined) else None
+    return intervals
+
+
+def baselines(labels: np.ndarray, *, train_prior: float) -> dict[str, Metrics]:
+    """What knowing nothing about the video gives. `train_prior`: the share of fakes in the training set.
+
+    always_fake: score 1, so under the clipping every real costs 34.54 nats; training_majority: always fake or always real, whichever
+    training had more of; constant_prior: the training set's share of fakes as the score of every video.
+    """
+    constants = {"always_fake": 1.0, "training_majority": float(train_prior > THRESHOLD), "constant_prior": train_prior}
+    return {name: binary_metrics(np.full(len(labels), score), labels) for name, score in constants.items()}
+
+
+def judge(scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, train_prior: float, seed: int = 0) -> Level:
+    """Metrics, intervals and baselines of one level; three arrays [N]."""
+    count = len(np.unique(groups))
+    if count < 2:
+        note = f"no intervals: {count} group, and it takes two to resample them"
+    else:
+        note = f"95 %, {REPLICATES} bootstrap replicates over {count} groups, seed {seed}"
+        if count < FEW_GROUPS:
+            note += f"; fewer than {FEW_GROUPS} groups: too narrow, a rough guide only"
+    return Level(
+        metrics=binary_metrics(scores, labels),
+        intervals=bootstrap(scores, labels, groups, seed=seed),
+        groups=count,
+        interval_note=note,
+        baselines=baselines(labels, train_prior=train_prior),
+    )

@@ -1,0 +1,66 @@
+"""The report's pictures as PNG bytes: ROC curves, and histograms of the videos' scores. Figure objects, no global state."""
+
+import io
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from dfdc_ray.evaluate.metrics import THRESHOLD, roc_curve
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart.
+REAL, FAKE, GREY = "#0072B2", "#D55E00", "#666666"
+BINS = 20
+
+
+def roc(video: tuple[np.ndarray, np.ndarray], frame: tuple[np.ndarray, np.ndarray], *, title: str) -> bytes:
+    """ROC curves of both levels, each given as (scores [N], labels [N]); a level with one class only is said in words."""
+    figure, axes = _figure(5.4, 5.4)
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1, label="chance")
+    for name, (scores, labels), colour, width in (("frames", frame, FAKE, 1.2), ("videos", video, REAL, 2.2)):
+        reals, fakes = int((labels == 0).sum()), int((labels == 1).sum())
+        if not (reals and fakes):
+            axes.plot([], [], color=colour, label=f"{name}: undefined ({reals} real, {fakes} fake)")
+            continue
+        fpr, tpr = roc_curve(scores, labels)
+        auc = np.trapezoid(tpr, fpr)
+        axes.plot(fpr, tpr, color=colour, linewidth=width, label=f"{name}: AUC {auc:.4f} ({reals} real, {fakes} fake)")
+    axes.set(xlabel="reals called fake", ylabel="fakes called fake", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.legend(loc="lower right", fontsize=8, frameon=False)
+    return _png(figure)
+
+
+def histograms(scores: np.ndarray, labels: np.ndarray, *, title: str) -> bytes:
+    """How the scores [N] of real (0) and fake (1) videos lie, one above the other on the same axis."""
+    figure = Figure(figsize=(6.4, 4.4), dpi=120, layout="constrained")
+    upper, lower = figure.subplots(2, 1, sharex=True)
+    for axes, label, name, colour in ((upper, 0, "real", REAL), (lower, 1, "fake", FAKE)):
+        of_class = scores[labels == label]
+        axes.hist(of_class, bins=BINS, range=(0.0, 1.0), color=colour, edgecolor="white", linewidth=0.5)
+        axes.axvline(THRESHOLD, color=GREY, linestyle=":", linewidth=1)
+        wrong = int(((of_class > THRESHOLD) != bool(label)).sum())
+        axes.set_ylabel(f"{name} videos")
+        text = f"{len(of_class)} {name}, {wrong} on the wrong side of {THRESHOLD}" if len(of_class) else f"no {name} videos"
+        axes.set_title(text, fontsize=8, loc="right", color=colour)
+        axes.yaxis.get_major_locator().set_params(integer=True)
+        axes.set_ylim(bottom=0, top=None if len(of_class) else 1)
+        axes.spines[["top", "right"]].set_visible(False)
+    lower.set(xlabel="score (probability of fake)", xlim=(0, 1))
+    figure.align_ylabels()
+    figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    return _png(figure)
+
+
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _png(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # the same picture gives the same bytes
+    return buffer.getvalue()

@@ -1,0 +1,17 @@
+"""ResNet34 (He et al. 2015, https://arxiv.org/abs/1512.03385) from torchvision, with one output."""
+
+import torch
+from torchvision.models.resnet import BasicBlock, ResNet, ResNet34_Weights
+
+
+class ResNet34(ResNet):
+    """float32 [N,3,S,S] -> logits [N]. Parameters keep torchvision's names, so that its weights load as they are."""
+
+    IMAGENET = ResNet34_Weights.IMAGENET1K_V1
+    HEAD = "fc."  # prefix of the parameters that depend on the task
+
+    def __init__(self) -> None:
+        super().__init__(BasicBlock, [3, 4, 6, 3], num_classes=1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x)[:, 0]

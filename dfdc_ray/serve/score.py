@@ -1,0 +1,210 @@
+"""Score video files and show the evidence by frame and by face.
+
+    dfdc-ray predict VIDEO... --checkpoint out/train/best [--json | --csv]
+
+A video goes through the very code that made the training faces (preprocess.unit), with the same detector and crop, so that what the model
+sees here is what it was trained on. Nothing is written to disk. A video without a face, or one that cannot be read, gets no score; the
+exit code is then 2.
+"""
+
+import csv
+import json
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from dfdc_ray.config import PredictConfig
+from dfdc_ray.console import Work, console, errors
+from dfdc_ray.errors import StorageError, UserError
+from dfdc_ray.evaluate.aggregate import MIN_COVERAGE_PERCENT, RULE, aggregate_video
+from dfdc_ray.evaluate.metrics import THRESHOLD
+from dfdc_ray.evaluate.scorer import Scorer, load_scorer
+from dfdc_ray.faces.detect import Detector, load_detector
+from dfdc_ray.preprocess.plan import Video
+from dfdc_ray.preprocess.settings import Settings
+from dfdc_ray.preprocess.unit import process_video
+from dfdc_ray.serve import show
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class FaceScore:
+    """One face in one frame; rectangles are x, y, width, height in pixels of the frame."""
+
+    frame: int  # presentation order
+    time_s: float
+    score: float
+    box: tuple[float, ...] | None  # None: whole frames, without detection
+    crop: tuple[int, ...]  # what the model saw
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackScore:
+    """One face over time."""
+
+    track_id: int
+    score: float  # mean over its frames
+    coverage: float  # its share of the sampled frames
+    counted: bool  # long enough to decide
+    faces: tuple[FaceScore, ...]  # ascending frame
+
+
+@dataclass(frozen=True, kw_only=True)
+class FrameScore:
+    """The highest score among the counted faces of one frame."""
+
+    frame: int
+    time_s: float
+    score: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoScore:
+    """What is known about one video; score and verdict are None unless status is ok."""
+
+    uri: str
+    status: Literal["ok", "no_face", "error"]
+    stage: str | None = None  # of the error: open, probe, decode, detect, crop
+    error: str | None = None
+    score: float | None = None  # probability of fake
+    verdict: Literal["REAL", "FAKE"] | None = None  # FAKE above 0.5
+    short_tracks: bool = False  # no face was there long enough, so the longest decided
+    width: int | None = None  # of the frames, pixels
+    height: int | None = None
+    frames_sampled: int = 0  # decoded and searched for faces
+    frames: tuple[FrameScore, ...] = ()  # ascending; frames without a counted face are absent
+    tracks: tuple[TrackScore, ...] = ()
+
+
+def score_video(uri: str, scorer: Scorer, detector: Detector | None, settings: Settings) -> VideoScore:
+    """Score one video (local path or s3:// URI, also a member of a zip).
+
+    detector, settings: as `load_predictor` gives them. Whatever is wrong with this video is in the result; nothing is raised for it.
+    """
+    video = Video(corpus="", video_id=uri, uri=uri, label=None, method=None, original=None, family_id=uri, group_id=uri, part=None)
+    try:
+        result = process_video(video, settings, detector, None)
+    except StorageError as error:  # cannot be read now: the other videos go on
+        return VideoScore(uri=uri, status="error", stage="open", error=str(error))
+    ledger, rows = result.ledger, result.faces
+    if ledger["status"] != "ok":
+        status: Literal["no_face", "error"] = "no_face" if ledger["status"] == "no_face" else "error"
+        why = f"no face in {ledger['core_decoded']} sampled frames" if status == "no_face" else ledger["error"]
+        return VideoScore(uri=uri, status=status, stage=ledger["stage"], error=why, frames_sampled=ledger["core_decoded"])
+    scores = scorer.score([row["image"]["bytes"] for row in rows])
+    return _judged(uri, rows, scores, sampled=ledger["core_decoded"])
+
+
+def _judged(uri: str, rows: list[dict[str, Any]], scores: np.ndarray, *, sampled: int) -> VideoScore:
+    track_ids = np.array([row["track_id"] or 0 for row in rows])  # null for whole frames: one track
+    frames = np.array([row["frame"] for row in rows])
+    whole = aggregate_video(track_ids, frames, scores, sampled)
+    times = {row["frame"]: row["time_s"] for row in rows}
+    tracks = []
+    for track_id in np.unique(track_ids):
+        faces = tuple(
+            FaceScore(
+                frame=row["frame"],
+                time_s=row["time_s"],
+                score=float(score),
+                box=row["box"] and tuple(row["box"]),
+                crop=tuple(row["crop"]),
+            )
+            for row, score, of in zip(rows, scores, track_ids, strict=True)
+            if of == track_id
+        )
+        mean = float(np.mean([face.score for face in faces]))
+        counted = int(track_id) in whole.tracks
+        tracks.append(TrackScore(track_id=int(track_id), score=mean, coverage=len(faces) / sampled, counted=counted, faces=faces))
+    return VideoScore(
+        uri=uri,
+        status="ok",
+        score=whole.score,
+        verdict="FAKE" if whole.score > THRESHOLD else "REAL",
+        short_tracks=whole.short,
+        width=rows[0]["frame_width"],
+        height=rows[0]["frame_height"],
+        frames_sampled=sampled,
+        frames=tuple(
+            FrameScore(frame=int(f), time_s=times[int(f)], score=float(s)) for f, s in zip(whole.frames, whole.frame_scores, strict=True)
+        ),
+        tracks=tuple(tracks),
+    )
+
+
+def load_predictor(checkpoint: str, *, frames: int) -> tuple[Scorer, Detector | None, Settings]:
+    """The model, and the detector and settings of its training faces with `frames` evenly spread frames per video."""
+    scorer = load_scorer(checkpoint)
+    settings = replace(Settings(**scorer.faces_config), sampling="spread", frames=frames, real_multiplier=1)
+    if settings.detector is None:  # whole frames
+        return scorer, None, settings
+    detector = load_detector(settings.detector, threshold=settings.detector_threshold, long_side=settings.detector_long_side)
+    return scorer, detector, settings
+
+
+def predict(config: PredictConfig) -> None:
+    """The command. Raises SystemExit(2) at the end when a video has no score, UserError for what is wrong with the options."""
+    if config.json and config.csv:
+        raise UserError("--json and --csv exclude each other: give one of them")
+    if not config.videos:
+        raise UserError("no video given: dfdc-ray predict VIDEO... --checkpoint DIR")
+    if config.frames < 1:
+        raise UserError(f"--frames {config.frames}: at least 1")
+    if config.csv:
+        _refuse_equal_names(config.videos)
+    scorer, detector, settings = load_predictor(config.checkpoint, frames=config.frames)
+    parseable = config.json or config.csv
+    results = []
+    with Work("scoring", total=len(config.videos), unit="videos", to=errors if parseable else console) as work:
+        for uri in config.videos:
+            result = score_video(uri, scorer, detector, settings)
+            results.append(result)
+            if parseable and result.score is None:
+                errors.print(f"{uri}: no score: {result.error}", markup=False, highlight=False, soft_wrap=True)
+            elif not parseable:
+                show.video(result, console)
+            work.advance()
+    if config.json:
+        print(json.dumps(to_json(results, scorer, checkpoint=config.checkpoint, frames=config.frames), indent=2))
+    elif config.csv:
+        write_csv(results)
+    elif len(results) > 1:
+        show.summary(results, console)
+    if any(result.score is None for result in results):
+        raise SystemExit(2)
+
+
+def to_json(results: Sequence[VideoScore], scorer: Scorer, *, checkpoint: str, frames: int) -> dict[str, Any]:
+    """Everything that is known, as plain values."""
+    return {
+        "format": FORMAT_VERSION,
+        "checkpoint": checkpoint,
+        "model": scorer.config["model"],
+        "threshold": THRESHOLD,
+        "aggregation": RULE,
+        "min_coverage_percent": MIN_COVERAGE_PERCENT,
+        "frames_per_video": frames,
+        "videos": [asdict(result) for result in results],
+    }
+
+
+def _name(uri: str) -> str:
+    return uri.rstrip("/").rsplit("/", 1)[-1]
+
+
+def _refuse_equal_names(uris: Sequence[str]) -> None:
+    twice = [name for name, count in Counter(map(_name, uris)).items() if count > 1]
+    if twice:
+        raise UserError(f"--csv names videos by file name alone, and {len(twice)} occur twice ({', '.join(twice[:3])}): score them apart")
+
+
+def write_csv(results: Sequence[VideoScore]) -> None:
+    """Kaggle's filename,label on stdout; a video without a score is left out, since any number there would be invented."""
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    writer.writerow(["filename", "label"])
+    writer.writerows([_name(result.uri), f"{result.score:.6f}"] for result in results if result.score is not None)

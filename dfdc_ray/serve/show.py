@@ -1,0 +1,85 @@
+"""A scored video on a terminal: verdict, faces, and a timeline of the frames."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+from rich.console import Console, Group
+from rich.markup import escape
+from rich.panel import Panel
+from rich.table import Table
+from rich.text import Text
+
+from dfdc_ray.evaluate.aggregate import MIN_COVERAGE_PERCENT
+from dfdc_ray.evaluate.metrics import THRESHOLD
+
+if TYPE_CHECKING:
+    from dfdc_ray.serve.score import FrameScore, VideoScore
+
+_BARS = "▁▂▃▄▅▆▇█"
+_WIDTH = 64  # characters of the timeline
+_COLOURS = {"REAL": "green", "FAKE": "red"}
+
+
+def sureness(score: float) -> str:
+    """In words how far a score is from the threshold; not a probability, since the score is not calibrated."""
+    distance = abs(score - THRESHOLD)
+    return "undecided" if distance < 0.1 else "leaning" if distance < 0.3 else "clear"
+
+
+def video(result: VideoScore, console: Console) -> None:
+    """Print one video as a panel."""
+    title = escape(result.uri)
+    if result.score is None or result.verdict is None:
+        at = f" (at {result.stage})" if result.stage else ""
+        console.print(Panel(Text(f"no score: {result.error}{at}", style="yellow"), title=title, title_align="left"))
+        return
+    colour = _COLOURS[result.verdict]
+    seen = len({face.frame for track in result.tracks for face in track.faces})
+    lines: list[Text | Table] = [
+        Text.assemble((result.verdict, f"bold {colour}"), f"  score {result.score:.3f} (0 real, 1 fake), {sureness(result.score)}"),
+        Text(f"{seen} of {result.frames_sampled} sampled frames scored, {result.width}x{result.height} pixels", style="dim"),
+    ]
+    if result.short_tracks:
+        lines.append(Text(f"No face is in {MIN_COVERAGE_PERCENT} % of the frames: the longest one decides.", style="yellow"))
+    lines += [*timeline(result.frames), faces(result)]
+    console.print(Panel(Group(*lines), title=title, title_align="left", border_style=colour), highlight=False)
+
+
+def timeline(frames: Sequence[FrameScore]) -> list[Text]:
+    """One bar per scored frame (or per few, when there are many), with the first and last time below and the extremes beside."""
+    bars = Text()
+    for some in np.array_split(np.array([frame.score for frame in frames]), min(len(frames), _WIDTH)):
+        score = float(some.mean())
+        bars.append(_BARS[min(int(score * len(_BARS)), len(_BARS) - 1)], style=_COLOURS["FAKE" if score > THRESHOLD else "REAL"])
+    first, last = f"{frames[0].time_s:.1f} s", f"{frames[-1].time_s:.1f} s"
+    below = Text(first + last.rjust(max(len(bars) - len(first), len(last) + 1)), style="dim")
+    high, low = max(frames, key=lambda f: f.score), min(frames, key=lambda f: f.score)
+    extremes = Text(f"highest {high.score:.3f} at {high.time_s:.1f} s, lowest {low.score:.3f} at {low.time_s:.1f} s", style="dim")
+    return [Text(), bars, below, extremes]
+
+
+def faces(result: VideoScore) -> Table:
+    """The faces over time."""
+    table = Table("face", "score", "frames", "from", "to", "first box (x y w h)", "", box=None, padding=(0, 2, 0, 0))
+    for track in result.tracks:
+        first, last = track.faces[0], track.faces[-1]
+        box = "whole frame" if first.box is None else " ".join(f"{value:.0f}" for value in first.box)
+        share = f"{len(track.faces)} ({track.coverage:.0%})"
+        note = "" if track.counted else "too short to count"
+        table.add_row(str(track.track_id), f"{track.score:.3f}", share, f"{first.time_s:.1f} s", f"{last.time_s:.1f} s", box, note)
+    return table
+
+
+def summary(results: Sequence[VideoScore], console: Console) -> None:
+    """One line per video."""
+    table = Table("video", "verdict", "score", "")
+    for result in results:
+        if result.score is None or result.verdict is None:
+            table.add_row(escape(result.uri), "-", "-", escape(result.error or ""))
+        else:
+            verdict = Text(result.verdict, style=_COLOURS[result.verdict])
+            table.add_row(escape(result.uri), verdict, f"{result.score:.3f}", sureness(result.score))
+    console.print(table, highlight=False)

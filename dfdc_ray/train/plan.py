@@ -1,0 +1,170 @@
+"""What one training run will do, worked out and checked before anything is started: the rows, the splits, the first weights, and whether
+there is a run to go on with. Everything that a person must put right is said here."""
+
+import dataclasses
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from rich.table import Table
+
+from dfdc_ray import storage
+from dfdc_ray.config import TrainConfig
+from dfdc_ray.console import console
+from dfdc_ray.corpus.splits import SPLITS, Split
+from dfdc_ray.errors import UserError
+from dfdc_ray.models import create_model, load_weights
+from dfdc_ray.shards.dataset import RowTable, read_rows, split_mask
+from dfdc_ray.shards.manifest import read_manifest
+from dfdc_ray.train import checkpoint
+
+# A run may go on with these changed; anything else would make it another run. `faces` may have moved: its data hash is compared.
+MAY_CHANGE = {"faces", "out", "workers", "gpu", "cpus_per_worker", "loader_workers", "checkpoint_minutes"}
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What one split holds: groups, videos and labelled face rows by class (rows by balance for training, core rows otherwise)."""
+
+    groups: int
+    real_videos: int
+    fake_videos: int
+    real_rows: int
+    fake_rows: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The rows of training and validation, and what a checkpoint records of them.
+
+    prior: share of fakes among the training videos that have a face. initial: first weights of a fresh run, None when there is a checkpoint
+    to go on from. finished: all epochs are done.
+    """
+
+    train: RowTable
+    validation: RowTable
+    counts: dict[Split, Counts]
+    train_groups: tuple[str, ...]
+    data_hash: str
+    initial: dict[str, torch.Tensor] | None
+    finished: bool
+
+    @property
+    def prior(self) -> float:
+        counts = self.counts["train"]
+        return counts.fake_videos / (counts.fake_videos + counts.real_videos)
+
+
+def prepare(config: TrainConfig) -> Plan:
+    """Work out the run. UserError when the options, the faces, the split, the weights or an earlier run in OUT do not allow it."""
+    _check_options(config)
+    manifest = read_manifest(config.faces)
+    rows = read_rows(manifest)
+    rows = rows.take(~np.isnan(rows.labels))
+    if not len(rows):
+        raise UserError(f"{config.faces} has no labelled face: training needs videos with metadata.json labels.")
+    splits = {split: rows.take(split_mask(rows, config.split, split)) for split in SPLITS}
+    core = {split: part.take(part.column("core")) for split, part in splits.items()}
+    used = core if config.balance == "none" else core | {"train": splits["train"]}
+    counts = {split: _count(part) for split, part in used.items()}
+    _check_splits(config, counts)
+
+    saved = checkpoint.newest(checkpoints(config))
+    if saved:
+        _check_same(config, manifest.data_hash, saved.config)
+    train = used["train"]
+    return Plan(
+        train=replace(train, table=train.table.select(["group", "row", "label"])),  # workers get a copy each
+        validation=used["validation"],
+        counts=counts,
+        train_groups=tuple(sorted(set(train.table["group_id"].cast("string").to_pylist()))),
+        data_hash=manifest.data_hash,
+        initial=None if saved else _initial_weights(config),
+        finished=saved is not None and saved.config["epoch"] >= config.epochs,
+    )
+
+
+def checkpoints(config: TrainConfig) -> str:
+    """The folder of the checkpoints to resume from."""
+    return storage.join(config.out, "checkpoints")
+
+
+def describe(plan: Plan, config: TrainConfig) -> None:
+    """Print the splits and the balance of the classes."""
+    table = Table("split", "groups", "real videos", "fake videos", "real faces", "fake faces", title=f"Split {config.split}")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for split, c in plan.counts.items():
+        table.add_row(split, *(f"{n:,}" for n in (c.groups, c.real_videos, c.fake_videos, c.real_rows, c.fake_rows)))
+    console.print(table)
+    train, validation = plan.counts["train"], plan.counts["validation"]
+    ways = {
+        "frames": "with the extra frames of real videos",
+        "sample": "the rarer class is repeated until both are drawn equally often",
+        "none": "core frames only",
+    }
+    console.print(
+        f"Training faces: {train.fake_rows / train.real_rows:.2f} fake per real ({config.balance}: {ways[config.balance]}); "
+        f"{plan.prior:.1%} of the training videos are fake.",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if not (validation.real_videos and validation.fake_videos):
+        console.print("[yellow]Validation has videos of one class only: its AUC is not defined.[/]", soft_wrap=True)
+
+
+def _check_options(config: TrainConfig) -> None:
+    for name in ("epochs", "batch_size", "workers", "cpus_per_worker"):
+        if getattr(config, name) < 1:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: at least 1.")
+    if config.loader_workers < 0 or config.learning_rate <= 0 or config.checkpoint_minutes <= 0:
+        raise UserError("--loader-workers must not be negative, --learning-rate and --checkpoint-minutes must be positive.")
+    if config.image_size < 32:
+        raise UserError(f"--image-size {config.image_size}: at least 32, since the networks halve it five times.")
+    if config.batch_size % config.workers:
+        raise UserError(f"--batch-size {config.batch_size} (over all workers) does not divide by --workers {config.workers}.")
+
+
+def _check_splits(config: TrainConfig, counts: dict[Split, Counts]) -> None:
+    train, validation = counts["train"], counts["validation"]
+    advice = f"--split {config.split} on {config.faces}: %s. Choose another split rule, such as hash:1, or preprocess more videos."
+    if not (train.real_rows and train.fake_rows):
+        what = "training has no face" if not (train.real_rows or train.fake_rows) else "training has faces of one class only"
+        raise UserError(advice % f"{what} ({train.real_rows} real, {train.fake_rows} fake)")
+    if not (validation.real_rows or validation.fake_rows):
+        raise UserError(advice % "validation has no face")
+
+
+def _check_same(config: TrainConfig, data_hash: str, saved: dict[str, Any]) -> None:
+    before, now = saved["train_config"], dataclasses.asdict(config)
+    changed = [name for name in now if name not in MAY_CHANGE and before.get(name) != now[name]]
+    differences = [f"  --{name.replace('_', '-')}: {before.get(name)!r} there, {now[name]!r} now" for name in changed]
+    if saved["data_hash"] != data_hash:
+        differences.append(f"  the faces: data hash {saved['data_hash'][:12]} there, {data_hash[:12]} now (some were added or changed)")
+    if differences:
+        listed = "\n".join(differences)
+        raise UserError(
+            f"{config.out} holds a run with another configuration:\n{listed}\nGive the same options to go on with it, or another --out. "
+            "To train its model further, start anew from its weights: --weights OUT/best/model.safetensors."
+        )
+
+
+def _count(rows: RowTable) -> Counts:
+    fake = rows.labels == 1
+    videos = [len(np.unique(rows.videos[mask])) for mask in (~fake, fake)]
+    return Counts(
+        groups=pc.count_distinct(rows.table["group_id"].cast("string")).as_py(),
+        real_videos=videos[0],
+        fake_videos=videos[1],
+        real_rows=int((~fake).sum()),
+        fake_rows=int(fake.sum()),
+    )
+
+
+def _initial_weights(config: TrainConfig) -> dict[str, torch.Tensor]:
+    torch.manual_seed(config.seed)
+    model = create_model(config.model)
+    load_weights(model, config.weights)
+    return model.state_dict()

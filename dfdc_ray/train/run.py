@@ -1,0 +1,107 @@
+"""Training on Ray Train: any number of DDP workers, over gloo on CPUs or nccl on GPUs.
+
+    dfdc-ray train --faces OUT_OF_PREPROCESS --out DIR
+
+A worker that dies is replaced, and training goes on from our own newest checkpoint; so does the same command given again. OUT must be on
+storage that all nodes see. Ray's own records of the run are in OUT/ray.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import ray
+import ray.train
+import ray.train.torch
+import torch
+from ray.train.v2.api.exceptions import WorkerGroupError
+from rich.table import Table
+
+from dfdc_ray import storage
+from dfdc_ray.cluster.run import connect, require
+from dfdc_ray.config import TrainConfig
+from dfdc_ray.console import console
+from dfdc_ray.errors import UserError
+from dfdc_ray.train import checkpoint
+from dfdc_ray.train.loop import train_loop
+from dfdc_ray.train.plan import checkpoints, describe, prepare
+
+MAX_FAILURES = 3  # worker groups lost to crashes before giving up; announced pre-emptions do not count
+
+
+def train(config: TrainConfig) -> None:
+    """Train on Ray, or go on with an interrupted run; print what there is to train on, progress, and the metrics of each epoch.
+
+    UserError when something must be put right first; WorkerGroupError when workers kept dying.
+    """
+    config = _absolute(config)
+    plan = prepare(config)
+    describe(plan, config)
+    if plan.finished:
+        console.print(f"All {config.epochs} epochs are done already: nothing to do.", highlight=False)
+        _summary(config)
+        return
+    connect()
+    require(cpus=config.workers * config.cpus_per_worker, gpus=config.workers if config.gpu else 0)
+    trainer = ray.train.torch.TorchTrainer(
+        _worker,
+        train_loop_config={"config": config, "plan": ray.put(plan)},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.workers,
+            use_gpu=config.gpu,
+            resources_per_worker={"CPU": config.cpus_per_worker, **({"GPU": 1} if config.gpu else {})},
+        ),
+        run_config=ray.train.RunConfig(
+            name="ray", storage_path=config.out, failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES)
+        ),
+    )
+    try:
+        trainer.fit()
+    except WorkerGroupError as error:
+        for failure in error.worker_failures.values():
+            cause = getattr(failure, "_base_exc", failure)
+            if isinstance(cause, UserError):
+                raise cause from error
+        error.add_note("Run the same command again to go on from the newest checkpoint.")
+        raise
+    _summary(config)
+
+
+def _worker(settings: dict[str, Any]) -> None:
+    """What each Ray Train worker runs."""
+    config: TrainConfig = settings["config"]
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    torch.set_num_threads(config.cpus_per_worker)
+    train_loop(
+        config,
+        ray.get(settings["plan"]),
+        rank=context.get_world_rank(),
+        world_size=context.get_world_size(),
+        device=device,
+        report=ray.train.report,
+    )
+
+
+def _absolute(config: TrainConfig) -> TrainConfig:
+    """Workers run in another folder: paths must not depend on the current one."""
+    weights = config.weights if config.weights in ("imagenet", "none") else storage.absolute(config.weights)
+    return replace(config, faces=storage.absolute(config.faces), out=storage.absolute(config.out), weights=weights)
+
+
+def _summary(config: TrainConfig) -> None:
+    saved = checkpoint.newest(checkpoints(config))
+    assert saved is not None
+    history = saved.config["history"]
+    best = min(history, key=lambda entry: entry["video_log_loss"])
+    table = Table(title="Validation")
+    for name in ("epoch", "training loss", "frame log loss", "frame AUC", "video log loss", "video AUC", "images/s", "data wait"):
+        table.add_column(name, justify="right")
+    for e in history:
+        scores = (e["train_loss"], e["frame_log_loss"], e["frame_auc"], e["video_log_loss"], e["video_auc"])
+        cells = ["not defined" if s is None else f"{s:.4f}" for s in scores]
+        mark = " *" if e is best else ""
+        table.add_row(f"{e['epoch']}{mark}", *cells, f"{e['images_per_s']:.1f}", f"{e['data_wait']:.0%}")
+    console.print(table)
+    console.print(f"* best, by the {saved.config['selection']}: {storage.join(config.out, 'best')}", highlight=False, soft_wrap=True)

@@ -1,0 +1,65 @@
+"""From a stored face to the model's input: with augmentation for training, without for everything else.
+
+The recipe is a plain dict that checkpoints carry, so that evaluation and scoring treat a face as validation did.
+"""
+
+from typing import Any
+
+import torch
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
+
+# Mean and standard deviation of ImageNet's RGB channels, as torchvision's weights expect them.
+_MEAN = [0.485, 0.456, 0.406]
+_STD = [0.229, 0.224, 0.225]
+
+
+def recipe(image_size: int) -> dict[str, Any]:
+    """What must be known to repeat the transform: `image_size` in pixels, mean and std of the channels in 0..1."""
+    return {"image_size": image_size, "resize": "both sides to image_size, bilinear, antialiased", "mean": _MEAN, "std": _STD}
+
+
+def evaluation(spec: dict[str, Any]) -> v2.Compose:
+    """uint8 [3,H,W] RGB -> float32 [3,S,S]: scale and normalise."""
+    size = spec["image_size"]
+    return v2.Compose([v2.Resize((size, size), antialias=True), *_normalise(spec)])
+
+
+def training(spec: dict[str, Any]) -> v2.Compose:
+    """The same with augmentation, drawn from torch's generator.
+
+    JPEG and blur hide what swaps leave behind, and so do the re-encoded videos of the world: both are there, but for a minority of the
+    samples. They act on the stored pixels, as a worse source would; colours are changed at the model's size, where it costs least.
+    """
+    return v2.Compose(
+        [
+            v2.RandomHorizontalFlip(),
+            v2.RandomApply([v2.JPEG((40, 95))], p=0.25),
+            v2.RandomApply([v2.GaussianBlur(5, (0.2, 1.2))], p=0.1),
+            RandomZoom(spec["image_size"], smallest=0.8),
+            v2.RandomApply([v2.ColorJitter(brightness=0.2, contrast=0.2, saturation=0.2, hue=0.03)], p=0.4),
+            *_normalise(spec),
+        ]
+    )
+
+
+class RandomZoom(v2.Transform):
+    """Cut out a random part, each side at least `smallest` of the whole, and scale it to size x size.
+
+    Unlike RandomResizedCrop, whose aspect is absolute, it squeezes a crop that is not square as evaluation does.
+    """
+
+    def __init__(self, size: int, *, smallest: float) -> None:
+        super().__init__()
+        self.size, self.smallest = size, smallest
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        sides, offsets = torch.rand(2), torch.rand(2)
+        height, width = image.shape[-2:]
+        h, w = (max(1, round(whole * (1 - (1 - self.smallest) * float(u)))) for whole, u in zip((height, width), sides, strict=True))
+        top, left = int(float(offsets[0]) * (height - h + 1)), int(float(offsets[1]) * (width - w + 1))
+        return functional.resized_crop(image, top, left, h, w, [self.size, self.size], antialias=True)
+
+
+def _normalise(spec: dict[str, Any]) -> list[v2.Transform]:
+    return [v2.ToDtype(torch.float32, scale=True), v2.Normalize(spec["mean"], spec["std"])]

@@ -1,0 +1,118 @@
+"""The report's files."""
+
+import csv
+import json
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from dfdc_ray.evaluate.metrics import Metrics, judge
+from dfdc_ray.evaluate.report import JudgedVideo, Report, markdown, scores_csv, show, write
+
+PRIOR = 0.75
+
+
+def _video(name: str, label: str, score: float | None, **more: object) -> JudgedVideo:
+    given: dict = {"method": None, "stage": None, "error": None, "status": "ok", "short_tracks": False} | more
+    counted_as = PRIOR if score is None else score
+    counts = {"frames_sampled": 4, "frames_scored": 0 if score is None else 4}
+    ids = {"video_id": f"c/{name}.mp4", "group_id": f"g{name[-1]}"}
+    return JudgedVideo(label=label, score=score, counted_as=counted_as, **ids, **counts, **given)
+
+
+def _report(videos: list[JudgedVideo]) -> Report:
+    scores, labels = np.array([v.counted_as for v in videos]), np.array([int(v.label == "FAKE") for v in videos])
+    level = judge(scores, labels, np.array([v.group_id for v in videos]), train_prior=PRIOR)
+    return Report(
+        title="Evaluation of resnet34 on the test split",
+        protocol={"split_rule": "hash:0", "videos": len(videos), "train_prior": PRIOR, "versions": {"torch": "1", "numpy": "2"}},
+        warnings=("GENERATED CORPUS: says nothing about real fakes",),
+        video=level,
+        frame=level,
+        videos=tuple(videos),
+        unlabelled_videos=3,
+        frame_scores=scores,
+        frame_labels=labels,
+    )
+
+
+@pytest.fixture
+def report() -> Report:
+    """Three reals (one without a face, one mistaken) and four fakes (one mistaken, one poison) in three groups."""
+    return _report(
+        [
+            _video("real1", "REAL", 0.1),
+            _video("real2", "REAL", 0.9),
+            _video("real3", "REAL", None, status="no_face"),
+            _video("fake1", "FAKE", 0.95, method="swap"),
+            _video("fake2", "FAKE", 0.2, method="swap"),
+            _video("fake3", "FAKE", 0.8, short_tracks=True),
+            _video("fade1", "FAKE", None, status="poison", stage="decode", error="killed | twice"),
+        ]
+    )
+
+
+def test_all_files_are_written(report: Report, tmp_path: Path) -> None:
+    write(report, str(tmp_path / "out"))
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["report.json", "report.md", "roc.png", "scores.csv", "scores.png"]
+    for name in ("roc.png", "scores.png"):
+        assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_same_report_gives_the_same_bytes(report: Report, tmp_path: Path) -> None:
+    write(report, str(tmp_path / "a"))
+    write(report, str(tmp_path / "b"))
+    for path in (tmp_path / "a").iterdir():
+        assert path.read_bytes() == (tmp_path / "b" / path.name).read_bytes(), path.name
+
+
+def test_json_has_everything(report: Report, tmp_path: Path) -> None:
+    write(report, str(tmp_path))
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["protocol"] == report.protocol
+    assert set(found["video"]["metrics"]) == {field.name for field in fields(Metrics)}
+    assert set(found["video"]["baselines"]) == {"always_fake", "training_majority", "constant_prior"}
+    assert found["video"]["metrics"]["n"] == len(found["videos"]) == 7
+    assert found["videos_without_score"] == ["c/real3.mp4", "c/fade1.mp4"]
+    assert found["videos_short_tracks"] == ["c/fake3.mp4"]
+    assert found["worst"] == ["c/real2.mp4", "c/fake2.mp4"]
+    assert found["videos_unlabelled"] == 3
+
+
+def test_markdown_names_denominators_failures_and_mistakes(report: Report) -> None:
+    text = markdown(report)
+    assert "GENERATED CORPUS" in text
+    assert "7 videos: 3 real, 4 fake" in text
+    assert "| recall of reals | 0.3333 |" in text  # the one without a face counts as fake
+    assert "| 3 real videos |" in text
+    assert "| c/fade1.mp4 | FAKE | poison | decode: killed \\| twice |" in text
+    assert "| c/fake2.mp4 | FAKE | swap | 0.2000 | 4 of 4 |" in text
+    widths = {line.count(" | ") for line in text.split("## By video")[1].split("Intervals")[0].splitlines() if line.startswith("|")}
+    assert len(widths) == 1
+
+
+def test_one_class_is_undefined_in_words(tmp_path: Path) -> None:
+    report = _report([_video("fake1", "FAKE", 0.9), _video("fake2", "FAKE", 0.7)])
+    assert "undefined (no reals)" in markdown(report)
+    write(report, str(tmp_path))
+    found = json.loads((tmp_path / "report.json").read_text())
+    assert found["video"]["metrics"]["auc"] is None
+    assert found["video"]["intervals"]["auc"] is None
+
+
+def test_csv_leaves_missing_scores_empty(report: Report) -> None:
+    rows = {row["video_id"]: row for row in csv.DictReader(scores_csv(report).splitlines())}
+    assert len(rows) == 7
+    assert rows["c/real1.mp4"]["score"] == "0.100000"
+    assert (rows["c/real3.mp4"]["score"], rows["c/real3.mp4"]["counted_as"], rows["c/real3.mp4"]["status"]) == ("", "0.750000", "no_face")
+
+
+def test_console_shows_both_levels(report: Report) -> None:
+    console = Console(width=160, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    show(report, console)
+    text = console.export_text()
+    for words in ("GENERATED CORPUS", "by video", "by frame", "always fake", "2 of 7 videos have no score", "1 no_face, 1 poison"):
+        assert words in text

@@ -1,0 +1,202 @@
+"""evaluate from end to end, on a small preprocess output of coloured noise and a model with random weights."""
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from dfdc_ray.config import EvaluateConfig, PreprocessConfig
+from dfdc_ray.corpus.index import INDEX
+from dfdc_ray.corpus.splits import assign
+from dfdc_ray.errors import UserError
+from dfdc_ray.evaluate.run import evaluate
+from dfdc_ray.evaluate.scorer import load_scorer
+from dfdc_ray.faces.crop import encode
+from dfdc_ray.models import create_model
+from dfdc_ray.preprocess import receipts
+from dfdc_ray.preprocess.plan import Video, units
+from dfdc_ray.preprocess.settings import settings_of
+from dfdc_ray.preprocess.unit import UnitResult, VideoResult, ledger_row
+from dfdc_ray.train import checkpoint, transforms
+
+FRAMES = 4
+PRIOR = 0.7
+SETTINGS = settings_of(PreprocessConfig(corpus=("unused",), out="unused", frames=FRAMES))
+
+
+def _faces(video: Video, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Core frames 0, 10, ... of track 0; a passer-by in one of them; for reals an extra frame after each."""
+    rows = []
+    for frame, track, core in [(10 * i, 0, True) for i in range(FRAMES)] + [(0, 1, True)] + [(10 * i + 5, 0, False) for i in range(FRAMES)]:
+        if core or video.label == "REAL":
+            picture = rng.integers(0, 255, (32, 32, 3)).astype(np.uint8)
+            ids = {name: getattr(video, name) for name in ("corpus", "video_id", "family_id", "group_id", "part", "label", "method")}
+            image = {"bytes": encode(picture, "jpeg"), "path": None}
+            rows.append(ids | {"frame": frame, "track_id": track, "core": core, "image": image})
+    return rows
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small pictures gain nothing from more threads, and lose much where other processes run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def _row(name: str, part: int, original: str | None = None, label: str | None = "REAL") -> dict[str, Any]:
+    method = "drawn_swap" if label == "FAKE" else None
+    ids = {"corpus": "c", "video_id": f"c/{name}", "family_id": f"c/{original or name}", "group_id": f"c/part:{part}", "part": part}
+    return ids | {"uri": "unused", "label": label, "method": method, "original": original and f"c/{original}", "size_bytes": 1}
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten parts, each a group with one real and three fakes; the last part has a video of every kind of trouble."""
+    rows = [_row("unlabelled.mp4", 9, label=None)]
+    for part in range(10):
+        rows += [_row(f"r{part}.mp4", part), *(_row(f"f{part}{n}.mp4", part, f"r{part}.mp4", "FAKE") for n in range(3))]
+    index = pa.Table.from_pylist(rows, schema=INDEX)
+    out = tmp_path_factory.mktemp("evaluate") / "faces"
+    trouble = {"c/f90.mp4": "no_face", "c/f91.mp4": "error", "c/r9.mp4": "extra_only"}
+    output = receipts.open_output(str(out), SETTINGS)
+    receipts.remember(str(out), index)
+    rng = np.random.default_rng(0)
+    for unit in units(index):
+        results = []
+        for video in unit.videos:
+            kind = trouble.get(video.video_id, "ok")
+            found = [row for row in _faces(video, rng) if kind == "ok" or (kind == "extra_only" and not row["core"])]
+            status = "ok" if kind == "extra_only" else kind
+            error = {"stage": "decode", "error": "broken"} if kind == "error" else {}
+            results.append(VideoResult(ledger_row(video, status=status, core_decoded=FRAMES, **error), found))
+        output.commit(UnitResult(unit, results), generation=0)
+    receipts.publish(output, SETTINGS, versions={})
+    return out
+
+
+@pytest.fixture(scope="module")
+def best(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with random weights, said to be trained on parts 0 to 5."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("train") / "best"
+    config = {
+        "model": "resnet34",
+        "transform": transforms.recipe(32),
+        "split": "parts:0-5/6/7-9",
+        "train_groups": [f"c/part:{part}" for part in range(6)],
+        "prior": PRIOR,
+        "data_hash": "0" * 64,
+        "faces_config": asdict(SETTINGS),
+        "selection": "lowest validation video log loss",
+        "epoch": 3,
+    }
+    checkpoint.save(str(folder), weights=create_model("resnet34").state_dict(), config=config, state=None)
+    return folder
+
+
+def _evaluate(faces: Path, best: Path, out: Path, **options: Any) -> dict[str, Any]:
+    evaluate(EvaluateConfig(faces=str(faces), checkpoint=str(best), out=str(out), batch_size=5, **options))
+    report: dict[str, Any] = json.loads((out / "report.json").read_text())
+    return report
+
+
+@pytest.fixture(scope="module")
+def report_of_test(faces: Path, best: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the report on the test split."""
+    out = tmp_path_factory.mktemp("report")
+    _evaluate(faces, best, out)
+    return out
+
+
+def _changed(best: Path, folder: Path, **changes: Any) -> Path:
+    """The same checkpoint with another config.json."""
+    folder.mkdir()
+    os.link(best / "model.safetensors", folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(json.loads((best / "config.json").read_text()) | changes))
+    return folder
+
+
+def test_every_labelled_video_of_the_split_is_counted(faces: Path, report_of_test: Path) -> None:
+    report = json.loads((report_of_test / "report.json").read_text())
+    assert report["video"]["metrics"]["n"] == 12  # parts 7 to 9
+    assert (report["video"]["metrics"]["reals"], report["video"]["metrics"]["fakes"]) == (3, 9)
+    assert report["videos_unlabelled"] == 1
+    status = {v["video_id"]: v["status"] for v in report["videos"] if v["score"] is None}
+    assert status == {"c/f90.mp4": "no_face", "c/f91.mp4": "error", "c/r9.mp4": "no_core_face"}
+    assert {v["counted_as"] for v in report["videos"] if v["score"] is None} == {PRIOR}
+    assert report["frame"]["metrics"]["n"] == report["protocol"]["frames_scored"] == 9 * FRAMES
+    assert report["protocol"]["groups"] == report["video"]["groups"] == 3
+    assert report["protocol"]["checkpoint_epoch"] == 3
+    assert report["protocol"]["data_hash"] == json.loads((faces / "manifest.json").read_text())["data_hash"]
+    assert any("GENERATED" in warning for warning in report["warnings"])
+
+
+def test_scores_are_those_of_the_core_frames_of_the_main_track(faces: Path, best: Path, report_of_test: Path) -> None:
+    """Computed again from the shards' bytes; 1e-5 since convolutions of another batch size round differently."""
+    scorer = load_scorer(str(best))
+    found = {row["video_id"]: row["score"] for row in csv.DictReader((report_of_test / "scores.csv").read_text().splitlines())}
+    pictures: dict[str, list[bytes]] = {}
+    for path in (faces / "faces").glob("*.parquet"):
+        for row in pq.read_table(path).to_pylist():
+            if row["core"] and row["track_id"] == 0 and found.get(row["video_id"]):
+                pictures.setdefault(row["video_id"], []).append(row["image"]["bytes"])
+    assert sorted(map(len, pictures.values())) == [FRAMES] * 9
+    for video_id, main_track in pictures.items():
+        assert float(found[video_id]) == pytest.approx(scorer.score(main_track).mean(), abs=1e-5)
+
+
+def test_the_same_again_gives_the_same_report(faces: Path, best: Path, report_of_test: Path, tmp_path: Path) -> None:
+    first, again = json.loads((report_of_test / "report.json").read_text()), _evaluate(faces, best, tmp_path)
+    for report in (first, again):
+        del report["protocol"]["date"]
+    assert first == again
+
+
+def test_groups_that_were_trained_on_are_refused(faces: Path, best: Path, tmp_path: Path) -> None:
+    changed = _changed(best, tmp_path / "changed", train_groups=["c/part:0", "c/part:8"])
+    with pytest.raises(UserError, match=r"1 of the 3 groups .*\(c/part:8\)"):
+        _evaluate(faces, changed, tmp_path / "report")
+    assert not (tmp_path / "report").exists()
+
+
+def test_training_data_is_judged_on_request_and_says_so(faces: Path, best: Path, tmp_path: Path) -> None:
+    report = _evaluate(faces, best, tmp_path / "report", split="train")
+    assert report["protocol"]["groups"] == 6
+    assert report["warnings"][0].startswith("TRAINING DATA")
+    assert "TRAINING DATA" in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_one_group_and_the_split_that_chose_the_checkpoint(faces: Path, best: Path, tmp_path: Path) -> None:
+    report = _evaluate(faces, best, tmp_path / "report", split="validation")
+    assert report["warnings"][0].startswith("VALIDATION DATA")
+    assert report["video"]["intervals"]["auc"] is None
+    assert report["video"]["metrics"]["auc"] is not None
+
+
+def test_faces_made_in_another_way_are_pointed_out(faces: Path, best: Path, tmp_path: Path) -> None:
+    changed = _changed(best, tmp_path / "changed", faces_config=asdict(SETTINGS) | {"margin": 0.1, "frames": 99})
+    report = _evaluate(faces, changed, tmp_path / "report")
+    (warning,) = (w for w in report["warnings"] if "another way" in w)
+    assert "margin 0.1 in training" in warning
+    assert "frames" not in warning
+
+
+def test_an_empty_split_is_explained(faces: Path, best: Path, tmp_path: Path) -> None:
+    changed = _changed(best, tmp_path / "changed", split="parts:0-9/10/11", train_groups=[])
+    with pytest.raises(UserError, match="no labelled video"):
+        _evaluate(faces, changed, tmp_path / "report")
+
+
+def test_the_splits_of_this_file_are_what_it_says() -> None:
+    assert assign("parts:0-5/6/7-9", ["a", "b", "c"], [5, 6, 9]) == ["train", "validation", "test"]

@@ -1,0 +1,85 @@
+"""Small preprocess outputs made by the tests themselves: coloured noise with FACES rows, ledger.parquet and manifest.json."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dfdc_ray.shards.schema import FACES, FORMAT_VERSION
+from dfdc_ray.shards.write import parquet_bytes
+
+# Mean RGB: the two classes can be told apart by it, through any augmentation.
+_COLOURS = {"REAL": (170, 90, 90), "FAKE": (90, 90, 170)}
+
+
+def write_face_shards(
+    folder: Path,
+    *,
+    families: int = 10,
+    fakes: int = 2,
+    frames: int = 4,
+    multiplier: int = 2,
+    size: int = 32,
+    families_per_part: int = 1,
+    image_format: str = "jpeg",
+    labels: tuple[str | None, str | None] = ("REAL", "FAKE"),
+) -> Path:
+    """One real video and `fakes` fakes a family, one shard a family, one row group a video.
+
+    Family i is in part and group i // families_per_part. Every `multiplier`-th frame of a real video is a core frame, and all frames of a fake are. Images are size x (size + 4) pixels.
+    """
+    rng = np.random.default_rng(0)
+    (folder / "faces").mkdir(parents=True)
+    files, ledger = [], []
+    for family in range(families):
+        part = family // families_per_part
+        videos = []
+        for number in range(1 + fakes):
+            label = labels[number > 0]
+            ids = {
+                "corpus": "toy",
+                "video_id": f"toy/f{family:02d}v{number}.mp4",
+                "family_id": f"toy/f{family:02d}v0.mp4",
+                "group_id": f"toy/part-{part}",
+                "part": part,
+                "label": label,
+            }
+            step = 1 if number else multiplier
+            videos.append([_row(rng, ids, i, core=i % step == 0, size=size, image_format=image_format) for i in range(frames * step)])
+            ledger.append(ids | {"status": "ok", "generation": 0, "faces": frames * step})
+        data = parquet_bytes(videos, FACES)
+        sha256 = hashlib.sha256(data).hexdigest()
+        path = f"faces/family-{family:02d}.{sha256[:16]}.parquet"
+        (folder / path).write_bytes(data)
+        files.append({"path": path, "rows": sum(map(len, videos)), "sha256": sha256})
+    pq.write_table(pa.Table.from_pylist(ledger), folder / "ledger.parquet")
+    data_hash = hashlib.sha256("".join(str(f["sha256"]) for f in files).encode()).hexdigest()
+    manifest = {"format": FORMAT_VERSION, "kind": "plain", "data_hash": data_hash, "config": {"frames": frames}, "files": files}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+def _row(rng: np.random.Generator, ids: dict[str, Any], frame: int, *, core: bool, size: int, image_format: str) -> dict[str, Any]:
+    picture = np.clip(rng.normal(_COLOURS[ids["label"] or "REAL"], 25, (size, size + 4, 3)), 0, 255).astype(np.uint8)
+    extension = {"jpeg": ".jpg", "png": ".png"}[image_format]
+    encoded = cv2.imencode(extension, picture[..., ::-1])[1].tobytes()
+    return ids | {
+        "frame": frame * 10,
+        "pts": frame * 1000,
+        "time_s": frame / 3,
+        "track_id": 0,
+        "core": core,
+        "box": [4.0, 4.0, 20.0, 24.0],
+        "crop": [0, 0, size + 4, size],
+        "det_score": 0.9,
+        "detector": "toy",
+        "box_source": "self",
+        "frame_width": 64,
+        "frame_height": 64,
+        "image": {"bytes": encoded, "path": f"{frame}{extension}"},
+    }

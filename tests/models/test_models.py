@@ -1,0 +1,108 @@
+"""The models, and the ways in which weights do not fit."""
+
+import urllib.error
+from pathlib import Path
+
+import pytest
+import torch
+import torchvision
+from safetensors.torch import save_file
+
+from dfdc_ray.errors import UserError
+from dfdc_ray.models import NAMES, create_model, load_weights
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_logits(name: str) -> None:
+    model = create_model(name).eval()
+    logits = model(torch.rand(2, 3, 64, 64))
+    assert logits.shape == (2,)
+    assert logits.dtype == torch.float32
+
+
+def test_unknown_model() -> None:
+    with pytest.raises(UserError, match="resnet34"):
+        create_model("resnet35")
+
+
+@pytest.fixture(scope="module")
+def imagenet_like() -> dict[str, torch.Tensor]:
+    """A state dict with ImageNet's shapes: 1000 outputs."""
+    torch.manual_seed(1)
+    return torchvision.models.resnet34(weights=None).state_dict()
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_file_with_another_head(tmp_path: Path, imagenet_like: dict[str, torch.Tensor], suffix: str) -> None:
+    path = tmp_path / f"w.{suffix}"
+    save_file(imagenet_like, path) if suffix == "safetensors" else torch.save(imagenet_like, path)
+    model = create_model("resnet34")
+    head = model.get_parameter("fc.weight").clone()
+    load_weights(model, str(path))
+    assert torch.equal(model.state_dict()["layer3.1.conv1.weight"], imagenet_like["layer3.1.conv1.weight"])
+    assert torch.equal(model.get_parameter("fc.weight"), head)
+
+
+def test_a_fitting_head_is_taken(tmp_path: Path) -> None:
+    source, model = create_model("resnet34"), create_model("resnet34")
+    save_file(source.state_dict(), tmp_path / "w.safetensors")
+    load_weights(model, str(tmp_path / "w.safetensors"))
+    assert torch.equal(model.get_parameter("fc.weight"), source.get_parameter("fc.weight"))
+
+
+def test_misfits_are_named(tmp_path: Path, imagenet_like: dict[str, torch.Tensor]) -> None:
+    state = dict(imagenet_like)
+    del state["layer1.0.bn1.bias"]
+    state["extra.weight"] = torch.zeros(1)
+    state["conv1.weight"] = torch.zeros(64, 3, 3, 3)
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(UserError) as caught:
+        load_weights(create_model("resnet34"), str(tmp_path / "w.pth"))
+    shapes = "shape of conv1.weight: (64, 3, 3, 3), the model has (64, 3, 7, 7)"
+    for words in ("missing: layer1.0.bn1.bias", "unexpected: extra.weight", shapes):
+        assert words in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [("no.pth", None, "no such file"), ("bad.pth", b"nonsense", "cannot be read"), ("bad.safetensors", b"nonsense" * 9, "cannot be read")],
+)
+def test_unreadable_files(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_weights(create_model("resnet34"), str(tmp_path / name))
+
+
+def test_code_in_a_pickle_is_not_run(tmp_path: Path) -> None:
+    torch.save({"model": Path}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="cannot be read"):
+        load_weights(create_model("resnet34"), str(tmp_path / "w.pth"))
+
+
+def test_whole_checkpoints_are_refused(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "state_dict": {}}, tmp_path / "w.pth")
+    with pytest.raises(UserError, match="no plain state dict"):
+        load_weights(create_model("resnet34"), str(tmp_path / "w.pth"))
+
+
+def test_imagenet_without_network_says_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise urllib.error.URLError("no route")
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
+    with pytest.raises(UserError, match="no route") as caught:
+        load_weights(create_model("resnet34"), "imagenet")
+    assert str(tmp_path / "hub" / "checkpoints" / "resnet34-b627a593.pth") in str(caught.value)
+
+
+def test_imagenet_is_taken_from_where_the_message_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, imagenet_like: dict[str, torch.Tensor]
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(imagenet_like, tmp_path / "hub" / "checkpoints" / "resnet34-b627a593.pth")
+    model = create_model("resnet34")
+    load_weights(model, "imagenet")
+    assert torch.equal(model.state_dict()["conv1.weight"], imagenet_like["conv1.weight"])

@@ -1,0 +1,180 @@
+"""predict on videos made here: a photographed face moving over a background, no face, and files that are no video."""
+
+import csv
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+import skimage.data
+import torch
+
+from dfdc_ray.cli import main
+from dfdc_ray.config import PreprocessConfig
+from dfdc_ray.evaluate.scorer import load_scorer
+from dfdc_ray.faces.crop import cut, encode
+from dfdc_ray.models import create_model
+from dfdc_ray.preprocess.settings import settings_of
+from dfdc_ray.serve.score import load_predictor, score_video
+from dfdc_ray.train import checkpoint, transforms
+
+SETTINGS = settings_of(PreprocessConfig(corpus=("unused",), out="unused", frames=32, real_multiplier=4))
+WIDTH, HEIGHT, FRAMES, RATE = 480, 360, 24, 12
+FACE_SECONDS = (0.5, 2.0)  # the face is there from the first to the second, of 2 s
+# The portrait's upper part, and in it the face: x, y, width, height by eye.
+PORTRAIT = skimage.data.astronaut()[:256, 96:352]
+FACE = (84, 62, 78, 112)
+
+
+def _write(path: Path, frames: list[np.ndarray]) -> None:
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=RATE, options={"crf": "18", "bf": "2"})
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode())
+
+
+def _portrait_at(frame: int) -> tuple[int, int]:
+    return 20 + 8 * frame, 40 + 2 * frame
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small pictures gain nothing from more threads, and lose much where other processes run."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """face.mp4 (a face from 0.5 s on), empty.mp4 (the background alone), text.mp4 (no video)."""
+    folder = tmp_path_factory.mktemp("videos")
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    background = np.stack([columns // 4, rows // 3, 128 + 0 * rows], axis=-1).astype(np.uint8)
+    moving = []
+    for number in range(FRAMES):
+        frame = background.copy()
+        if number >= FACE_SECONDS[0] * RATE:
+            x, y = _portrait_at(number)
+            frame[y : y + 256, x : x + 256] = PORTRAIT
+        moving.append(frame)
+    _write(folder / "face.mp4", moving)
+    _write(folder / "empty.mp4", [background] * FRAMES)
+    (folder / "text.mp4").write_text("not a video")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def best(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with random weights."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("train") / "best"
+    config = {"model": "resnet34", "transform": transforms.recipe(64), "faces_config": asdict(SETTINGS)}
+    checkpoint.save(str(path), weights=create_model("resnet34").state_dict(), config=config, state=None)
+    return path
+
+
+def _run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
+    code = main(["predict", *map(str, arguments)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path, best: Path) -> Any:
+    """The score of face.mp4 with 8 frames."""
+    return score_video(str(folder / "face.mp4"), *load_predictor(str(best), frames=8))
+
+
+def test_the_face_is_found_where_it_is(found: Any) -> None:
+    assert found.status == "ok"
+    assert (found.width, found.height, found.frames_sampled) == (WIDTH, HEIGHT, 8)
+    (track,) = found.tracks
+    assert track.counted
+    assert track.coverage == pytest.approx(len(track.faces) / 8)
+    assert 5 <= len(track.faces) <= 7  # there for three quarters of the video
+    for face in track.faces:
+        assert FACE_SECONDS[0] <= face.time_s == pytest.approx(face.frame / RATE) <= FACE_SECONDS[1]
+        x, y = _portrait_at(face.frame)
+        centre = face.box[0] + face.box[2] / 2, face.box[1] + face.box[3] / 2
+        assert centre == pytest.approx((x + FACE[0] + FACE[2] / 2, y + FACE[1] + FACE[3] / 2), abs=25)
+
+
+def test_score_and_verdict_follow_from_the_frames(found: Any) -> None:
+    (track,) = found.tracks
+    assert [frame.frame for frame in found.frames] == [face.frame for face in track.faces]
+    assert found.score == pytest.approx(np.mean([frame.score for frame in found.frames]))
+    assert found.verdict == ("FAKE" if found.score > 0.5 else "REAL")
+
+
+def test_the_model_sees_what_the_shards_would_hold(found: Any, folder: Path, best: Path) -> None:
+    """The same crops, cut from a plain full decode and encoded as preprocess does, give the same scores."""
+    with av.open(str(folder / "face.mp4")) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    pictures = [encode(cut(frames[face.frame], face.crop, max_side=320), "jpeg") for face in found.tracks[0].faces]
+    again = load_scorer(str(best)).score(pictures)
+    assert [face.score for face in found.tracks[0].faces] == pytest.approx(again.tolist(), abs=1e-6)
+
+
+def test_human_output(capsys: pytest.CaptureFixture[str], folder: Path, best: Path) -> None:
+    code, out, _ = _run(capsys, folder / "face.mp4", "--checkpoint", best, "--frames", 8)
+    assert code == 0
+    for words in ("score 0.", "sampled frames scored", "highest", "first box"):
+        assert words in out
+
+
+def test_json_is_one_document_with_failures_in_it(capsys: pytest.CaptureFixture[str], folder: Path, best: Path) -> None:
+    names = ["face.mp4", "empty.mp4", "text.mp4", "absent.mp4"]
+    code, out, err = _run(capsys, *(folder / name for name in names), "--checkpoint", best, "--frames", 4, "--json")
+    assert code == 2
+    document = json.loads(out)
+    videos = {Path(video["uri"]).name: video for video in document["videos"]}
+    assert [Path(video["uri"]).name for video in document["videos"]] == names
+    assert {name: video["status"] for name, video in videos.items()} == {
+        "face.mp4": "ok",
+        "empty.mp4": "no_face",
+        "text.mp4": "error",
+        "absent.mp4": "error",
+    }
+    assert videos["face.mp4"]["frames"][0].keys() == {"frame", "time_s", "score"}
+    for name in names[1:]:
+        assert (videos[name]["score"], videos[name]["verdict"], videos[name]["frames"]) == (None, None, [])
+        assert videos[name]["error"]
+        assert name in err.replace("\n", "")
+    assert videos["absent.mp4"]["stage"] == "open"
+
+
+def test_csv_is_kaggles_and_leaves_failures_out(capsys: pytest.CaptureFixture[str], folder: Path, best: Path) -> None:
+    code, out, err = _run(capsys, folder / "text.mp4", folder / "face.mp4", "--checkpoint", best, "--frames", 4, "--csv")
+    assert code == 2
+    (row,) = csv.DictReader(out.splitlines())
+    assert row.keys() == {"filename", "label"}
+    assert row["filename"] == "face.mp4"
+    assert 0 <= float(row["label"]) <= 1
+    assert "text.mp4" in err
+
+
+@pytest.mark.parametrize("name", ["empty.mp4", "text.mp4", "absent.mp4"])
+def test_no_score_is_said_and_exits_2(capsys: pytest.CaptureFixture[str], folder: Path, best: Path, name: str) -> None:
+    code, out, _ = _run(capsys, folder / name, "--checkpoint", best, "--frames", 2)
+    assert code == 2
+    assert "no score" in out
+    assert "REAL" not in out
+    assert "FAKE" not in out
+
+
+def test_misuse_is_refused(capsys: pytest.CaptureFixture[str], folder: Path, best: Path) -> None:
+    video = folder / "face.mp4"
+    assert _run(capsys, video, "--checkpoint", best, "--json", "--csv")[0] == 1
+    assert _run(capsys, video, "--checkpoint", best, "--frames", 0)[0] == 1
+    code, _, err = _run(capsys, video, video, "--checkpoint", best, "--csv")
+    assert (code, "face.mp4" in err) == (1, True)
+    code, _, err = _run(capsys, video, "--checkpoint", folder)
+    assert (code, "checkpoint" in err) == (1, True)

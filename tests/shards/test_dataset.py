@@ -1,0 +1,188 @@
+"""The order of the samples: the same for any number of processes, resumable at a sample, and complete."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import write_face_shards
+
+from dfdc_ray.errors import UserError
+from dfdc_ray.shards import dataset
+from dfdc_ray.shards.dataset import FaceDataset, FixedOrder, RowTable, ShuffledOrder, loader, read_rows, split_mask
+from dfdc_ray.shards.manifest import read_manifest
+from dfdc_ray.train import transforms
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")  # torchvision's own v2.JPEG
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_face_shards(tmp_path_factory.mktemp("shards") / "faces", families=5, fakes=3, frames=3)
+
+
+@pytest.fixture(scope="module")
+def rows(faces: Path) -> RowTable:
+    return read_rows(read_manifest(str(faces)))  # 5 families x (6 real + 9 fake) faces
+
+
+def _flat(order: ShuffledOrder) -> list[int]:
+    return [int(i) for samples in order for i in samples.index]
+
+
+def test_rows_point_at_their_images(rows: RowTable) -> None:
+    assert len(rows) == 75
+    assert len(rows.groups) == 20  # a row group a video
+    assert np.bincount(rows.videos).tolist() == [6, 3, 3, 3] * 5
+    assert rows.labels.mean() == pytest.approx(9 / 15)
+    spec = {"image_size": 32, "mean": [0.0] * 3, "std": [1.0] * 3}
+    images = FaceDataset(rows, transforms.evaluation(spec), FixedOrder(75, 20))
+    batches = list(loader(images, workers=0))
+    assert [len(b.positions) for b in batches] == [20, 20, 20, 15]
+    assert torch.cat([b.positions for b in batches]).tolist() == list(range(75))
+    red, blue = (torch.cat([b.images[:, channel].mean((1, 2)) for b in batches]) for channel in (0, 2))
+    assert torch.equal((blue > red).float(), torch.cat([b.labels for b in batches]))  # fakes are blue, reals red (helpers)
+
+
+def test_png_shards(tmp_path: Path) -> None:
+    rows = read_rows(read_manifest(str(write_face_shards(tmp_path / "f", families=1, image_format="png"))))
+    batch = next(iter(FaceDataset(rows, transforms.evaluation(transforms.recipe(48)), FixedOrder(len(rows), 4))))
+    assert batch.images.shape == (4, 3, 48, 48)
+    assert batch.images.dtype == torch.float32
+
+
+def test_splits(rows: RowTable) -> None:
+    masks = [split_mask(rows, "parts:0-2/3/4", split) for split in ("train", "validation", "test")]
+    assert [int(m.sum()) for m in masks] == [45, 15, 15]
+    assert np.sum(masks, axis=0).tolist() == [1] * 75
+    assert set(rows.take(masks[1]).table["group_id"].to_pylist()) == {"toy/part-3"}
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_order_is_the_same_for_any_world_size(rows: RowTable, world_size: int) -> None:
+    one = ShuffledOrder(rows, 8, seed=3, epochs=2)
+    ranks = [list(replace(one, rank=rank, world_size=world_size)) for rank in range(world_size)]
+    assert {len(r) for r in ranks} == {2 * one.steps_per_epoch} == {20}
+    for step, samples in enumerate(one):
+        index = np.empty(8, int)
+        seeds: list = [None] * 8
+        for rank in range(world_size):
+            index[rank::world_size] = ranks[rank][step].positions
+            seeds[rank::world_size] = ranks[rank][step].seeds
+        assert index.tolist() == samples.positions.tolist()
+        assert seeds == samples.seeds
+
+
+def test_an_epoch_leaves_no_sample_out_and_wraps_round(rows: RowTable) -> None:
+    order = _flat(ShuffledOrder(rows, 8, seed=0, epochs=1))
+    assert len(order) == 80
+    assert sorted(order[:75]) == list(range(75))
+    assert order[75:] == order[:5]
+
+
+def test_order_depends_on_seed_and_epoch(rows: RowTable) -> None:
+    order = ShuffledOrder(rows, 5, seed=0, epochs=2)
+    first, second = order.epoch_order(0).tolist(), order.epoch_order(1).tolist()
+    assert first == ShuffledOrder(rows, 25, seed=0, epochs=9).epoch_order(0).tolist()
+    assert first != second
+    assert first != replace(order, seed=1).epoch_order(0).tolist()
+
+
+def test_resumes_at_the_exact_sample(rows: RowTable) -> None:
+    whole = list(ShuffledOrder(rows, 8, seed=0, epochs=3))
+    rest = list(ShuffledOrder(rows, 8, seed=0, epochs=3, epoch=1, start=24))
+    assert [s.positions.tolist() for s in rest] == [s.positions.tolist() for s in whole[10 + 3 :]]
+    assert [s.seeds for s in rest] == [s.seeds for s in whole[10 + 3 :]]
+
+
+def test_a_set_smaller_than_a_batch(rows: RowTable) -> None:
+    order = _flat(ShuffledOrder(rows.take(np.arange(3)), 8, seed=0, epochs=1))
+    assert len(order) == 8
+    assert np.bincount(order).min() >= 2
+
+
+def test_windows_bound_how_long_a_row_group_is_needed(rows: RowTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "WINDOW_BYTES", int(rows.groups[:, 2].sum() / 5))
+    order = ShuffledOrder(rows, 5, seed=0, epochs=1).epoch_order(0)
+    group = rows.column("group")[order]
+    spans = [np.ptp(np.flatnonzero(group == g)) for g in range(20)]
+    assert max(spans) <= 35  # about a fifth of 75 rows, and no more than the row group that crosses its border
+    assert np.mean(np.diff(group) == 0) < 0.5  # mixed within the window
+
+
+def test_sampling_draws_both_classes_equally_often(rows: RowTable) -> None:
+    order = ShuffledOrder(rows, 10, seed=0, epochs=1, balance="sample")
+    drawn = order.epoch_order(0)
+    assert len(drawn) == 90 == order.steps_per_epoch * 10
+    assert rows.labels[drawn].mean() == 0.5
+    assert set(drawn.tolist()) == set(range(75))
+    repeated = {i for i in drawn.tolist() if drawn.tolist().count(i) > 1}
+    again = order.epoch_order(1).tolist()
+    assert repeated != {i for i in again if again.count(i) > 1}  # others each epoch
+
+
+def test_uneven_ranks_are_refused(rows: RowTable) -> None:
+    with pytest.raises(ValueError, match="does not divide"):
+        ShuffledOrder(rows, 8, seed=0, epochs=1, world_size=3)
+
+
+def test_loader_workers_change_nothing(rows: RowTable) -> None:
+    def batches(count: int) -> list[dataset.Batch]:
+        order = ShuffledOrder(rows, 15, seed=1, epochs=1)
+        return list(loader(FaceDataset(rows, transforms.training(transforms.recipe(32)), order), workers=count))
+
+    plain = batches(0)
+    assert len(plain) == 5
+    for a, b in zip(plain, batches(2), strict=True):
+        assert torch.equal(a.positions, b.positions)
+        assert torch.equal(a.images, b.images)  # augmentation too
+
+
+def test_augmentation_differs_between_epochs_and_leaves_torchs_generator_alone(rows: RowTable) -> None:
+    some = rows.take(np.arange(4))
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    first, second = FaceDataset(some, transforms.training(transforms.recipe(32)), ShuffledOrder(some, 4, seed=0, epochs=2))
+    assert torch.equal(torch.rand(3), expected)
+    images = [batch.images[batch.positions.argsort()] for batch in (first, second)]
+    assert not torch.allclose(images[0], images[1])
+
+
+def test_the_cache_is_bounded(rows: RowTable, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dataset, "CACHE_BYTES", int(rows.groups[:, 2].max() * 3))
+    with dataset._Images(rows.files, rows.groups) as images:
+        for group in range(20):
+            assert len(images.read([(group, 0)])) == 1
+            assert images.bytes <= dataset.CACHE_BYTES
+        assert len(images.cache) < 20
+        assert len(images.read([(group, 1) for group in range(20)])) == 20  # more than the bound at a time, if a batch needs it
+
+
+def test_a_damaged_image_is_named(tmp_path: Path) -> None:
+    folder = write_face_shards(tmp_path / "f", families=1)
+    shard = next((folder / "faces").iterdir())
+    shard.write_bytes(shard.read_bytes().replace(b"\xff\xd8\xff\xe0", b"\0\0\0\0", 1))
+    rows = read_rows(read_manifest(str(folder)))
+    with pytest.raises(UserError, match="row group 0, row 0: the image is damaged"):
+        list(FaceDataset(rows, transforms.evaluation(transforms.recipe(32)), FixedOrder(len(rows), 4)))
+
+
+def test_absent_damaged_and_changed_shards(tmp_path: Path) -> None:
+    folder = write_face_shards(tmp_path / "f", families=1)
+    path = folder / "manifest.json"
+    content = json.loads(path.read_text())
+    content["files"][0]["rows"] += 1
+    path.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="the manifest says"):
+        read_rows(read_manifest(str(folder)))
+    shard = next((folder / "faces").iterdir())
+    shard.write_bytes(shard.read_bytes()[:-20])
+    with pytest.raises(UserError, match="damaged"):
+        read_rows(read_manifest(str(folder)))
+    shard.unlink()
+    with pytest.raises(UserError, match="absent"):
+        read_rows(read_manifest(str(folder)))

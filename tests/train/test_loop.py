@@ -1,0 +1,188 @@
+"""The loop in one process: it learns, resumes exactly, and says what must be put right."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from helpers import write_face_shards
+from torch import nn
+
+from dfdc_ray.config import TrainConfig
+from dfdc_ray.errors import UserError
+from dfdc_ray.train import checkpoint, loop
+from dfdc_ray.train.loop import train_loop, video_metrics
+from dfdc_ray.train.plan import checkpoints, describe, prepare
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")  # torchvision's own v2.JPEG
+
+
+class Tiny(nn.Module):
+    """Convolution, batch norm, dropout: all that resuming must get right, in a millisecond."""
+
+    HEAD = "fc."
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.1))
+        self.fc = nn.Linear(8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(self.body(x).mean((2, 3)))[:, 0]
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfdc_ray.models.resnet34.ResNet34", Tiny)
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(write_face_shards(tmp_path_factory.mktemp("loop") / "faces"))
+
+
+@pytest.fixture
+def config(faces: str, tmp_path: Path) -> TrainConfig:
+    return TrainConfig(
+        faces=faces,
+        out=str(tmp_path / "out"),
+        split="parts:0-5/6-7/8-9",
+        weights="none",
+        epochs=3,
+        batch_size=16,
+        image_size=32,
+        learning_rate=1e-2,
+    )
+
+
+class Killed(Exception):
+    pass
+
+
+def _train_until(config: TrainConfig, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train, and die after so many optimizer steps, as a kill between two steps would."""
+    real, done = loop._step, [0]
+
+    def stepping(*args: object) -> torch.Tensor:
+        if done[0] == step:
+            raise Killed
+        done[0] += 1
+        return real(*args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_step", stepping)
+        train_loop(config, prepare(config))
+
+
+def test_learns_what_can_be_learnt(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    plan = prepare(config)
+    describe(plan, config)
+    history = train_loop(config, plan)
+    assert [entry["epoch"] for entry in history] == [1, 2, 3]
+    assert history[-1]["frame_auc"] == history[-1]["video_auc"] == 1.0
+    assert history[-1]["video_log_loss"] < 0.3
+    assert "epoch 3 of 3 done" in capsys.readouterr().out
+    assert list((Path(config.out) / "tensorboard").iterdir())
+
+    _, saved = checkpoint.load_model(f"{config.out}/best")
+    assert saved["prior"] == pytest.approx(12 / 18)
+    assert saved["train_groups"] == [f"toy/part-{i}" for i in range(6)]
+    assert saved["split"] == config.split
+    assert saved["validation"] == min(history, key=lambda e: e["video_log_loss"])
+    assert saved["transform"]["image_size"] == 32
+    assert not (Path(config.out) / "best" / "state.pt").exists()
+    assert len(list(Path(checkpoints(config)).iterdir())) == 2
+    assert prepare(config).finished
+
+
+@pytest.mark.parametrize(("kill_at", "changes"), [(6, {}), (9, {"objective": "l2", "balance": "sample"})])
+def test_resumes_exactly(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kill_at: int, changes: dict) -> None:
+    """Killed at the start or in the middle of the second epoch (6 steps each), then run again: the same weights as without."""
+    config = replace(config, epochs=2, **changes)
+    expected = train_loop(config, prepare(config))
+
+    cut = replace(config, out=str(tmp_path / "cut"), checkpoint_minutes=1e-9)
+    with pytest.raises(Killed):
+        _train_until(cut, kill_at, monkeypatch)
+    assert checkpoint.newest(checkpoints(cut)).config["step"] == kill_at  # type: ignore[union-attr]
+    history = train_loop(cut, prepare(cut))
+
+    for entry in [*history, *expected]:
+        del entry["images_per_s"], entry["data_wait"], entry["seconds"]
+    assert history == expected
+    for where in (lambda c: checkpoint.newest(checkpoints(c)), lambda c: checkpoint.load(f"{c.out}/best")):
+        whole, resumed = where(config), where(cut)
+        assert all(torch.equal(whole.weights[k], resumed.weights[k]) for k in whole.weights)
+
+
+def test_resumes_from_the_one_before_when_the_newest_is_damaged(config: TrainConfig) -> None:
+    first = train_loop(config, prepare(config))
+    newest = Path(checkpoint.newest(checkpoints(config)).uri)  # type: ignore[union-attr]
+    (newest / "model.safetensors").write_bytes(b"cut off")
+    plan = prepare(config)
+    assert not plan.finished
+    assert train_loop(config, plan)[-1]["video_log_loss"] == first[-1]["video_log_loss"]
+
+
+def test_another_configuration_is_refused_by_name(config: TrainConfig, faces: str, tmp_path: Path) -> None:
+    train_loop(replace(config, epochs=1), prepare(replace(config, epochs=1)))
+    with pytest.raises(UserError, match="--epochs: 1 there, 3 now"):
+        prepare(config)
+    with pytest.raises(UserError, match=r"--learning-rate: 0\.01 there, 0.5 now"):
+        prepare(replace(config, epochs=1, learning_rate=0.5))
+    others = write_face_shards(tmp_path / "others", frames=5)
+    with pytest.raises(UserError, match="data hash"):
+        prepare(replace(config, epochs=1, faces=str(others)))
+    assert prepare(replace(config, epochs=1, workers=2, loader_workers=1, cpus_per_worker=2, checkpoint_minutes=1)).finished
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"split": "parts:0-5/10/6-9"}, "validation has no face"),
+        ({"split": "parts:10/0-5/6-9"}, "training has no face"),
+        ({"split": "parts:0-5"}, "split rule"),
+        ({"batch_size": 15, "workers": 2}, "does not divide"),
+        ({"model": "resnet35"}, "no such model"),
+        ({"epochs": 0}, "at least 1"),
+        ({"image_size": 8}, "at least 32"),
+        ({"weights": "absent.pth"}, "no such file"),
+    ],
+)
+def test_what_must_be_put_right(config: TrainConfig, changes: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        prepare(replace(config, **changes))
+
+
+@pytest.mark.parametrize(("labels", "message"), [(("REAL", "REAL"), "one class only"), ((None, None), "no labelled face")])
+def test_labels_that_cannot_be_trained_on(config: TrainConfig, tmp_path: Path, labels: tuple, message: str) -> None:
+    folder = write_face_shards(tmp_path / "f", labels=labels)
+    with pytest.raises(UserError, match=message):
+        prepare(replace(config, faces=str(folder)))
+
+
+def test_rows_by_balance(config: TrainConfig) -> None:
+    frames, core = prepare(config), prepare(replace(config, balance="none"))
+    assert (frames.counts["train"].real_rows, frames.counts["train"].fake_rows) == (48, 48)
+    assert (core.counts["train"].real_rows, core.counts["train"].fake_rows) == (24, 48)
+    assert frames.validation.column("core").all()
+    assert len(frames.validation) == 2 * 3 * 4
+
+
+def test_divergence_is_reported(config: TrainConfig) -> None:
+    with pytest.raises(UserError, match="no longer finite"):
+        train_loop(replace(config, learning_rate=1e30), prepare(config))
+
+
+def test_video_metrics() -> None:
+    """Videos 7 (real: 0.5, 0.25), 2 (fake: 0.5), 9 (fake: 0.75), by hand."""
+    logits = np.log([1, 1 / 3, 1, 3])
+    found = video_metrics(logits, np.array([0, 0, 1, 1]), np.array([7, 7, 2, 9]))
+    assert found["video_log_loss"] == pytest.approx(-(math.log(1 - 0.375) + math.log(0.5) + math.log(0.75)) / 3)
+    assert found["frame_log_loss"] == pytest.approx(-(math.log(0.5) + math.log(0.75) + math.log(0.5) + math.log(0.75)) / 4)
+    assert found["video_auc"] == 1.0
+    assert found["frame_auc"] == pytest.approx(3.5 / 4)
+    assert video_metrics(logits, np.ones(4), np.arange(4))["video_auc"] is None

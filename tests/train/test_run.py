@@ -1,0 +1,62 @@
+"""Training on Ray Train: two workers over gloo, and the way back from interruptions."""
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from helpers import write_face_shards
+
+from dfdc_ray.config import TrainConfig
+from dfdc_ray.errors import UserError
+from dfdc_ray.train import checkpoint
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    os.environ["RAY_AUTH_MODE"] = "disabled"
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+    import ray
+
+    if not ray.is_initialized():
+        ray.init(address="local", num_cpus=4, include_dashboard=False, _temp_dir="/tmp/ray-t", object_store_memory=150e6)
+    yield
+    ray.shutdown()
+
+
+def _config(folder: Path, **changes: object) -> TrainConfig:
+    common = {"split": "parts:0-2/3/4", "weights": "none", "epochs": 1, "batch_size": 24, "image_size": 32, "learning_rate": 1e-3}
+    return TrainConfig(faces=str(folder / "faces"), out=str(folder / "out"), **common | changes)
+
+
+def test_two_workers_then_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two workers, from relative paths; then the finished run does nothing, with another number of workers."""
+    from dfdc_ray.train.loop import train_loop
+    from dfdc_ray.train.plan import prepare
+    from dfdc_ray.train.run import train
+
+    write_face_shards(tmp_path / "faces", families=5)
+    monkeypatch.chdir(tmp_path)
+    config = _config(Path(), workers=2)
+    train(config)
+    with_two = checkpoint.load(f"{tmp_path}/out/best").config
+    alone = _config(tmp_path, out=str(tmp_path / "alone"))
+    history = train_loop(alone, prepare(alone))
+    assert with_two["step"] == history[-1]["step"] == 2
+    # The same samples in the same batches; what differs is batch norm, which sees half a batch.
+    assert with_two["history"][0]["train_loss"] == pytest.approx(history[0]["train_loss"], rel=0.3)
+
+    capsys.readouterr()
+    train(replace(config, workers=1))
+    assert "nothing to do" in capsys.readouterr().out
+
+
+def test_too_few_cpus_are_refused(tmp_path: Path) -> None:
+    from dfdc_ray.train.run import train
+
+    write_face_shards(tmp_path / "faces", families=5)
+    with pytest.raises(UserError, match="64 CPUs"):
+        train(_config(tmp_path, batch_size=64, workers=64))
