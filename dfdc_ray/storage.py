@@ -27,10 +27,10 @@ from dfdc_ray.errors import StorageError, UserError
 
 S3_BUFFER = 4 << 20  # bytes per ranged GET: most DFDC clips arrive in one or two
 LOCAL_BUFFER = 256 << 10
-_TEMPORARY = re.compile(r"^\..*\.[0-9a-f]{32}\.tmp$")
+_TEMPORARY = re.compile(r"\.[0-9a-f]{32}\.tmp")
 _DENIED = re.compile(
-    r"ACCESS_DENIED|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|SIGNATURE_DOES_NOT_MATCH|EXPIRED_TOKEN|INVALID_TOKEN|UNRECOGNIZED_CLIENT"
-    r"|MISSING_AUTHENTICATION_TOKEN|HTTP status 40[13]\b"
+    "ACCESS_DENIED|INVALID_ACCESS_KEY_ID|INVALID_CLIENT_TOKEN_ID|SIGNATURE_DOES_NOT_MATCH|UNRECOGNIZED_CLIENT|REQUEST_EXPIRED"
+    "|MISSING_AUTHENTICATION_TOKEN|ExpiredToken|InvalidToken|HTTP status 40[13]"
 )
 
 
@@ -45,6 +45,7 @@ class Entry:
 
 
 def is_s3(uri: str) -> bool:
+    """Whether the uri is one of S3."""
     return uri.startswith("s3://")
 
 
@@ -122,7 +123,7 @@ def list_dir(uri: str, *, recursive: bool = False) -> list[Entry]:
                 return []
             for info in infos:
                 is_dir = info.type == fs.FileType.Directory
-                if not (is_dir or info.type == fs.FileType.File) or _TEMPORARY.match(info.base_name):
+                if not (is_dir or info.type == fs.FileType.File) or _TEMPORARY.fullmatch(info.base_name):
                     continue
                 name = info.path[len(top.rstrip("/")) + 1 :]
                 found.append(Entry(join(uri, name), name, is_dir, None if is_dir else info.size))
@@ -302,7 +303,7 @@ def _s3_client(_process: int) -> Any:
 
 
 def _s3_create_once(uri: str, data: bytes) -> bool:
-    from botocore.exceptions import BotoCoreError, ClientError
+    from botocore.exceptions import BotoCoreError, ClientError, NoCredentialsError, PartialCredentialsError, ProfileNotFound
 
     bucket, _, key = _s3_path(uri).partition("/")
     try:
@@ -312,11 +313,13 @@ def _s3_create_once(uri: str, data: bytes) -> bool:
         status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
         if status == 412:
             return False
-        if status in (401, 403):
+        if status in (401, 403) or code in ("ExpiredToken", "InvalidToken"):
             raise _denied(uri, code) from error
         if code == "NoSuchBucket":
             raise UserError(f"{uri}: there is no such bucket") from error
         raise StorageError(f"{uri}: {code or status}") from error
+    except (NoCredentialsError, PartialCredentialsError, ProfileNotFound) as error:
+        raise _denied(uri, type(error).__name__) from error
     except BotoCoreError as error:
         raise StorageError(f"{uri}: {type(error).__name__}") from error
     return True
@@ -325,9 +328,9 @@ def _s3_create_once(uri: str, data: bytes) -> bool:
 @contextmanager
 def _temporary(path: str, data: bytes) -> Iterator[str]:
     """A file with the data, on disk, beside `path`; gone afterwards unless it was renamed."""
-    folder, name = os.path.split(path)
+    folder = os.path.dirname(path)
     os.makedirs(folder, exist_ok=True)
-    temporary = os.path.join(folder, f".{name[:100]}.{uuid.uuid4().hex}.tmp")
+    temporary = os.path.join(folder, f".{uuid.uuid4().hex}.tmp")
     try:
         with open(temporary, "xb") as file:
             file.write(data)

@@ -31,7 +31,8 @@ def write_face_shards(
 ) -> Path:
     """One real video and `fakes` fakes a family, one shard a family, one row group a video.
 
-    Family i is in part and group i // families_per_part. Every `multiplier`-th frame of a real video is a core frame, and all frames of a fake are. Images are size x (size + 4) pixels.
+    Family i is in part and group i // families_per_part.
+    Every `multiplier`-th frame of a real video is a core frame, and all frames of a fake are. Images are size x (size + 4) pixels.
     """
     rng = np.random.default_rng(0)
     (folder / "faces").mkdir(parents=True)

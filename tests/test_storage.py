@@ -196,7 +196,7 @@ def test_denied_access_is_the_user_s_to_mend(tmp_path: Path, monkeypatch: pytest
 
 def test_temporary_files_pipes_and_loops_are_not_listed(tmp_path: Path) -> None:
     (tmp_path / "x.bin").write_bytes(b"x")
-    (tmp_path / f".x.bin.{uuid.uuid4().hex}.tmp").write_bytes(b"half")
+    (tmp_path / f".{uuid.uuid4().hex}.tmp").write_bytes(b"half")
     (tmp_path / "loop").symlink_to(tmp_path)
     (tmp_path / "loop2").symlink_to(tmp_path)
     (tmp_path / "broken").symlink_to(tmp_path / "nowhere")

@@ -67,7 +67,8 @@ def walk(uri: str) -> Files:
 
 def _folder(uri: str, path: tuple[str, ...], found: Files) -> None:
     """Add the files below a folder. Links to folders come last, so that a folder is known by its own path, and loops end."""
-    folders, links = [(uri, path)], []
+    folders = [(uri, path)]
+    links: list[tuple[str, tuple[str, ...]]] = []
     seen: set[str] = set()
     while folders or links:
         uri, below = folders.pop(0) if folders else links.pop(0)

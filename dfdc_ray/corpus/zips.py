@@ -24,8 +24,8 @@ _CHUNK = 1 << 20
 _WINDOW_BUFFER = 64 << 10
 _LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, ..., length of the name, length of the extra field
 _SEPARATOR = re.compile(r"(?<=\.zip)!/", re.IGNORECASE)
-# Absolute names, names that climb out of their folder or mean something else on Windows, and names that no uri could address.
-_UNSAFE = re.compile(r"^/|(^|/)\.\.(/|$)|\\|\0|^[A-Za-z]:|\.zip!/", re.IGNORECASE)
+# Absolute names, names that climb out of their folder, are no name or mean something else on Windows, and such as no uri could address.
+_UNSAFE = re.compile(r"^/|(^|/)\.\.(/|$)|(^|/)\.$|\\|\0|^[A-Za-z]:|\.zip!/", re.IGNORECASE)
 _ENCRYPTED = 0x1
 # What zipfile is known to raise on a damaged central directory.
 _DAMAGED = (zipfile.BadZipFile, struct.error, ValueError, EOFError, OverflowError, NotImplementedError, OSError)

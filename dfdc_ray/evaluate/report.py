@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -29,6 +30,7 @@ _LINES = (
     ("auc", "ROC AUC", "n"),
     ("eer", "equal error rate", "n"),
 )
+_OVER = {"n": "", "reals": "real", "fakes": "fake"}
 _BASELINE_NAMES = {"always_fake": "always fake", "training_majority": "training majority", "constant_prior": "constant prior"}
 
 
@@ -144,7 +146,7 @@ def _interval(interval: Interval | None) -> str:
 def _over(metrics: Metrics, over: str, unit: str) -> str:
     if over == "n":
         return f"{metrics.n} {unit}: {metrics.reals} real, {metrics.fakes} fake"
-    return f"{getattr(metrics, over)} {'real' if over == 'reals' else 'fake'} {unit}"
+    return f"{getattr(metrics, over)} {_OVER[over]} {unit}"
 
 
 def _level_rows(level: Level, unit: str) -> list[list[str]]:
@@ -191,7 +193,7 @@ def markdown(report: Report) -> str:
         lines += [f"None: all {len(report.videos)} labelled videos have a score.", ""]
     short, scored = sum(v.short_tracks for v in report.videos), len(report.videos) - len(report.unscored)
     lines += [f"In {short} of the {scored} scored videos no track was long enough, so the longest counted.", ""]
-    lines += [f"{report.unlabelled_videos} videos of the split have no label and are left out.", "", "## Worst mistakes", ""]
+    lines += [f"Videos of the split without a label, left out: {report.unlabelled_videos}.", "", "## Worst mistakes", ""]
     if report.worst:
         rows = [
             [v.video_id, v.label, v.method or "", f"{v.counted_as:.4f}", f"{v.frames_scored} of {v.frames_sampled}"] for v in report.worst
@@ -205,7 +207,7 @@ def markdown(report: Report) -> str:
 def _plain(value: Any) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
 
 
 def show(report: Report, console: Console) -> None:
@@ -216,12 +218,17 @@ def show(report: Report, console: Console) -> None:
     for unit, level in (("videos", report.video), ("frames", report.frame)):
         m = level.metrics
         caption = (
-            f"real {unit}: {m.real_as_real} called real, {m.real_as_fake} called fake; "
+            f"real {unit}: {m.real_as_real} called real, {m.real_as_fake} called fake\n"
             f"fake {unit}: {m.fake_as_real} called real, {m.fake_as_fake} called fake\nintervals: {level.interval_note}"
         )
-        table = Table(*_header(level, unit), caption=caption, caption_justify="left")
-        for name, model, *others in _level_rows(level, unit):
-            table.add_row(name, f"[bold]{model}[/]", *others)
+        shown = ("always_fake", "constant_prior")  # the third is in the files: a terminal has 80 columns
+        table = Table(box=box.SIMPLE_HEAD, padding=0, caption=caption, caption_justify="left")
+        for name in (f"by {unit.removesuffix('s')}", "model", "95 % interval", *(_BASELINE_NAMES[name] for name in shown), "over"):
+            table.add_column(name, no_wrap=name != "model")
+        for name, title, over in _LINES:
+            model, *others = (number(getattr(of, name), of) for of in (m, *(level.baselines[baseline] for baseline in shown)))
+            count = f"{getattr(m, over)} {_OVER[over] or unit}"
+            table.add_row(title, f"[bold]{model}[/]", _interval(level.intervals.get(name)), *others, count)
         console.print(table, highlight=False)
     if report.unscored:
         counts = Counter(v.status for v in report.unscored)
@@ -229,4 +236,4 @@ def show(report: Report, console: Console) -> None:
         total = len(report.videos)
         console.print(f"{len(report.unscored)} of {total} videos have no score and count at the training prior: {listed}", highlight=False)
     if report.unlabelled_videos:
-        console.print(f"{report.unlabelled_videos} videos without a label are left out", highlight=False)
+        console.print(f"videos without a label, left out: {report.unlabelled_videos}", highlight=False)

@@ -103,8 +103,8 @@ def _score(config: EvaluateConfig, scorer: Scorer, manifest: Manifest, videos: _
     scores = np.full(len(rows), np.nan)
     with Work("scoring", total=len(rows), unit="faces") as work:
         for batch in batches:
-            scores[batch.index.numpy()] = scorer.batch(batch.images)
-            work.advance(len(batch.index))
+            scores[batch.positions.numpy()] = scorer.batch(batch.images)
+            work.advance(len(batch.positions))
     return _aggregate(rows, scores, {row["video_id"]: row["core_decoded"] for row in videos.labelled})
 
 
@@ -139,9 +139,9 @@ def _level(videos: list[JudgedVideo], scores: list[float], prior: float) -> Leve
 
 
 def _judged(row: Mapping[str, Any], found: Aggregate | None, method: str | None, prior: float) -> JudgedVideo:
-    status = row["status"]
+    status, error = row["status"], row["error"]
     if status == "ok" and found is None:
-        status = "no_core_face"  # its only faces are in the extra frames of real videos, which belong to training
+        status, error = "no_core_face", "its only faces are in the extra frames of real videos, which belong to training"
     return JudgedVideo(
         video_id=row["video_id"],
         group_id=row["group_id"],
@@ -149,7 +149,7 @@ def _judged(row: Mapping[str, Any], found: Aggregate | None, method: str | None,
         method=method,
         status=status,
         stage=row["stage"],
-        error=row["error"],
+        error=error,
         score=None if found is None else found.score,
         counted_as=prior if found is None else found.score,
         frames_sampled=row["core_decoded"],

@@ -1,4 +1,4 @@
-"""Face detectors behind one small protocol. The networks are DeepFace's, held loaded; frames are scaled down, boxes back.
+"""Face detectors behind one small protocol. The networks are DeepFace's, held loaded; frames are scaled down, boxes scaled back.
 
 Which detector is the default, and why, is measured by `dfdc-ray bench detectors` (docs/benchmarks.md).
 """
@@ -94,9 +94,9 @@ def load_detector(name: str, *, threshold: float | None = None, long_side: int |
 class _CenterFace:
     """CenterFace (Xu et al. 2019, arXiv:1911.03599) with DeepFace's weights, preprocessing and decoding.
 
-    DeepFace loads the network anew for every frame, because a second frame came out wrong. The cause: OpenCV fuses layers again when the
-    size of the input changes, into weights that are fused already. So one network is held for each size of input; tests compare it with
-    DeepFace's fresh one.
+    DeepFace loads the network anew for every frame, because a second frame came out wrong. That happens when the size of the input changes
+    and OpenCV's layer fusion is on (its default; off, results stay right). So one network is held for each size of input, with fusion;
+    tests compare it with DeepFace's fresh one.
     """
 
     name: DetectorName = "centerface"

@@ -160,15 +160,15 @@ def predict(config: PredictConfig) -> None:
     scorer, detector, settings = load_predictor(config.checkpoint, frames=config.frames)
     parseable = config.json or config.csv
     results = []
-    with Work("scoring", total=len(config.videos), unit="videos", to=errors if parseable else console) as work:
+    with Work("scoring", total=len(config.videos), unit="videos", to=errors if parseable or not console.is_terminal else console) as work:
         for uri in config.videos:
             result = score_video(uri, scorer, detector, settings)
             results.append(result)
+            work.advance()
             if parseable and result.score is None:
                 errors.print(f"{uri}: no score: {result.error}", markup=False, highlight=False, soft_wrap=True)
             elif not parseable:
                 show.video(result, console)
-            work.advance()
     if config.json:
         print(json.dumps(to_json(results, scorer, checkpoint=config.checkpoint, frames=config.frames), indent=2))
     elif config.csv:

@@ -9,7 +9,7 @@ import numpy as np
 from rich.console import Console, Group
 from rich.markup import escape
 from rich.panel import Panel
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from dfdc_ray.evaluate.aggregate import MIN_COVERAGE_PERCENT
@@ -26,7 +26,7 @@ _COLOURS = {"REAL": "green", "FAKE": "red"}
 def sureness(score: float) -> str:
     """In words how far a score is from the threshold; not a probability, since the score is not calibrated."""
     distance = abs(score - THRESHOLD)
-    return "undecided" if distance < 0.1 else "leaning" if distance < 0.3 else "clear"
+    return "hardly more than a guess" if distance < 0.1 else "leaning that way" if distance < 0.3 else "a clear answer"
 
 
 def video(result: VideoScore, console: Console) -> None:
@@ -39,7 +39,7 @@ def video(result: VideoScore, console: Console) -> None:
     colour = _COLOURS[result.verdict]
     seen = len({face.frame for track in result.tracks for face in track.faces})
     lines: list[Text | Table] = [
-        Text.assemble((result.verdict, f"bold {colour}"), f"  score {result.score:.3f} (0 real, 1 fake), {sureness(result.score)}"),
+        Text.assemble((result.verdict, f"bold {colour}"), f"  score {result.score:.3f} (0 real, 1 fake): {sureness(result.score)}"),
         Text(f"{seen} of {result.frames_sampled} sampled frames scored, {result.width}x{result.height} pixels", style="dim"),
     ]
     if result.short_tracks:
@@ -58,7 +58,7 @@ def timeline(frames: Sequence[FrameScore]) -> list[Text]:
     below = Text(first + last.rjust(max(len(bars) - len(first), len(last) + 1)), style="dim")
     high, low = max(frames, key=lambda f: f.score), min(frames, key=lambda f: f.score)
     extremes = Text(f"highest {high.score:.3f} at {high.time_s:.1f} s, lowest {low.score:.3f} at {low.time_s:.1f} s", style="dim")
-    return [Text(), bars, below, extremes]
+    return [Text("\nscores of the frames over time (▁ real, █ fake)"), bars, below, extremes, Text()]
 
 
 def faces(result: VideoScore) -> Table:
@@ -75,7 +75,7 @@ def faces(result: VideoScore) -> Table:
 
 def summary(results: Sequence[VideoScore], console: Console) -> None:
     """One line per video."""
-    table = Table("video", "verdict", "score", "")
+    table = Table(Column("video", overflow="fold"), "verdict", "score", "")
     for result in results:
         if result.score is None or result.verdict is None:
             table.add_row(escape(result.uri), "-", "-", escape(result.error or ""))

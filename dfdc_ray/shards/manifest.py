@@ -43,7 +43,7 @@ def read_manifest(faces_uri: str) -> Manifest:
         content = json.loads(storage.read_bytes(uri))
         version = content["format"]
         if version != FORMAT_VERSION:
-            raise UserError(f"{uri} has format {version!r}, but {FORMAT_VERSION} is the one read here. Preprocess again into another folder.")
+            raise UserError(f"{uri} has format {version!r}, but {FORMAT_VERSION} is read here. Preprocess again into another --out.")
         files = tuple(ShardFile(storage.join(root, f["path"]), int(f["rows"]), f["sha256"]) for f in content["files"])
         manifest = Manifest(root=root, files=files, config=content["config"], data_hash=content["data_hash"])
     except FileNotFoundError as error:

@@ -108,7 +108,7 @@ def load_model(uri: str) -> "tuple[nn.Module, dict[str, Any]]":
 
 
 def newest(folder: str) -> Checkpoint | None:
-    """The intact checkpoint of the highest step in the folder, with its state; None if there is none. Broken ones are named and passed by."""
+    """The intact checkpoint of the highest step, with its state; None if there is none. Broken ones are named and passed by."""
     for name in _steps(folder):
         try:
             return load(storage.join(folder, name), with_state=True)

@@ -11,34 +11,31 @@ import dataclasses
 import math
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
 import numpy as np
 import torch
-from torch import distributed, nn
-from torch.nn import functional
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
-from torchmetrics.functional.classification import binary_auroc
 
 from dfdc_ray import __version__, storage
 from dfdc_ray.config import TrainConfig
 from dfdc_ray.console import console, duration
 from dfdc_ray.errors import UserError
 from dfdc_ray.models import create_model
-from dfdc_ray.shards.dataset import Batch, FaceDataset, FixedOrder, RowTable, ShuffledOrder, loader
+from dfdc_ray.shards.dataset import Batch, FaceDataset, FixedOrder, ShuffledOrder, loader
 from dfdc_ray.train import checkpoint, transforms
-from dfdc_ray.train.board import Board
 from dfdc_ray.train.objectives import OBJECTIVES
 from dfdc_ray.train.plan import Plan, checkpoints
+from dfdc_ray.train.progress import Board, Meter
+from dfdc_ray.train.validation import METRICS, use_bf16, validate
 
-SELECTION = "lowest validation video log loss (mean of the probabilities of a video's core faces)"
+SELECTION = "lowest validation video log loss (mean probability of a video's core faces)"
 WARM_UP = 0.05  # share of the steps over which the learning rate rises from 0
 _KEEP = 2  # checkpoints: the newest may be the one that a crash of the machine damaged
-_LINE_EVERY_S = 10.0
 
 Report = Callable[[dict[str, Any]], None]
 
@@ -66,67 +63,35 @@ def train_loop(
 ) -> list[dict[str, Any]]:
     """Train, from the newest intact checkpoint in OUT if there is one, and return the metrics of each epoch.
 
-    With world_size > 1 every process calls this with its rank, after torch.distributed was initialised. `report` is called on every rank after
-    each epoch. Only rank 0 writes and prints. The result does not depend on `loader_workers`; the order of samples not on world_size either.
+    With world_size > 1 every process calls this with its rank, after torch.distributed was initialised. `report` is called on every rank
+    after each epoch. Only rank 0 writes and prints. `loader_workers` change nothing in the result, `world_size` nothing in the order.
+    UserError when the loss is no longer finite.
     """
-    device = device or torch.device("cpu")
-    spec = transforms.recipe(config.image_size)
-    model, optimizer, at = _start(config, plan, device)
-    ddp = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None) if world_size > 1 else model
-    objective = OBJECTIVES[config.objective]
+    run = _start(config, plan, rank=rank, world_size=world_size, device=device or torch.device("cpu"))
+    at = run.at
     order = ShuffledOrder(
         plan.train, config.batch_size, config.seed, config.epochs, at.epoch, at.samples, config.balance, rank=rank, world_size=world_size
     )
-    steps = order.steps_per_epoch * config.epochs
-    pin = device.type == "cuda"
-    stream = iter(loader(FaceDataset(plan.train, transforms.training(spec), order), workers=config.loader_workers, pin_memory=pin))
+    pin = run.device.type == "cuda"
+    training = FaceDataset(plan.train, transforms.training(run.spec), order)
+    stream = iter(loader(training, workers=config.loader_workers, pin_memory=pin))  # of all epochs: workers read on during validation
     fixed = FixedOrder(len(plan.validation), config.batch_size, rank, world_size)
-    validation = loader(FaceDataset(plan.validation, transforms.evaluation(spec), fixed), workers=config.loader_workers, pin_memory=pin)
+    held_out = FaceDataset(plan.validation, transforms.evaluation(run.spec), fixed)
+    validation = loader(held_out, workers=config.loader_workers, pin_memory=pin)
 
     with Board(config.out if rank == 0 else None, at.step) as board:
-        meter = _Meter(config.epochs, steps, at.step) if rank == 0 else None
-        saved_at = time.monotonic()
-        for epoch in range(at.epoch, config.epochs):
-            ddp.train()
-            started, first_step, waited = time.monotonic(), at.step, 0.0
-            losses = torch.tensor(at.loss_sum, dtype=torch.float64, device=device)
-            while at.samples < order.steps_per_epoch * config.batch_size:
-                before = time.monotonic()
-                batch = next(stream)
-                wait = time.monotonic() - before
-                waited += wait
-                rate = config.learning_rate * schedule(at.step, steps)
-                for group in optimizer.param_groups:
-                    group["lr"] = rate
-                torch.manual_seed(_step_seed(config.seed, at.step, rank))  # dropout needs no state to resume
-                loss = _step(ddp, optimizer, objective, batch, device)
-                losses += loss.detach() * config.batch_size
-                at.step += 1
-                at.samples += config.batch_size
-                if meter and meter.due(wait, config.batch_size):
-                    meter.line(epoch, at.step, _finite(loss.item(), config))
-                    board.scalars(at.step, {"train/loss": loss.item(), "train/learning_rate": rate, **meter.scalars})
-                if rank == 0 and time.monotonic() - saved_at >= config.checkpoint_minutes * 60:
-                    at.loss_sum = _finite(losses.item(), config)
-                    _save(config, plan, spec, model, optimizer, at)
-                    saved_at = time.monotonic()
-
-            seconds = time.monotonic() - started
-            entry = {"epoch": epoch + 1, "step": at.step, "train_loss": _finite(losses.item(), config) / at.samples}
-            if world_size > 1:  # the ranks' running statistics differ by their last batch
-                for buffer in model.buffers():
-                    distributed.broadcast(buffer, 0)
-            entry |= video_metrics(*_predict(model, validation, device, plan.validation, world_size))
-            entry |= {"images_per_s": (at.step - first_step) * config.batch_size / seconds, "data_wait": waited / seconds, "seconds": seconds}
+        meter = Meter(config.epochs, order.steps_per_epoch * config.epochs, at.step)
+        while at.epoch < config.epochs:
+            entry = {"epoch": at.epoch + 1} | _train_epoch(run, stream, order.steps_per_epoch, meter, board)
+            entry |= validate(run.model, validation, plan.validation, device=run.device, world_size=world_size)
             better = entry["video_log_loss"] < at.best
-            at.epoch, at.samples, at.loss_sum = epoch + 1, 0, 0.0
+            at.epoch, at.samples, at.loss_sum = at.epoch + 1, 0, 0.0
             at.history.append(entry)
             if rank == 0:
-                board.scalars(at.step, {f"validation/{name}": entry[name] for name in ("frame_log_loss", "frame_auc", "video_log_loss", "video_auc")})
-                if better:  # before the checkpoint: a run that is cut off between them does this epoch's end again
-                    checkpoint.save(storage.join(config.out, "best"), weights=model.state_dict(), config=_describe(config, plan, spec, at), state=None)
-                _save(config, plan, spec, model, optimizer, at)
-                saved_at = time.monotonic()
+                if better:  # before the checkpoint: a run that is cut off between them does the end of this epoch again
+                    run.save_best()
+                run.save()
+                board.scalars(at.step, {f"validation/{name}": entry[name] for name in METRICS})
                 board.upload()
                 console.print(_epoch_line(entry, config, better), highlight=False, soft_wrap=True)
             if report:
@@ -134,45 +99,122 @@ def train_loop(
     return at.history
 
 
+def _train_epoch(run: "_Run", stream: Iterator[Batch], steps_per_epoch: int, meter: Meter, board: Board) -> dict[str, Any]:
+    """From where the run is to the end of its epoch; what an entry of the history says of it."""
+    config, at = run.config, run.at
+    run.ddp.train()
+    started, first_step, waited = time.monotonic(), at.step, 0.0
+    losses = torch.tensor(at.loss_sum, dtype=torch.float64, device=run.device)
+    while at.samples < steps_per_epoch * config.batch_size:
+        before = time.monotonic()
+        batch = next(stream)
+        wait = time.monotonic() - before
+        waited += wait
+        rate = config.learning_rate * schedule(at.step, steps_per_epoch * config.epochs)
+        torch.manual_seed(_step_seed(config.seed, at.step, run.rank))  # so dropout needs no state to resume
+        loss = _step(run, batch, rate)
+        losses += loss * config.batch_size
+        at.step += 1
+        at.samples += config.batch_size
+        if run.rank == 0 and meter.due(wait, config.batch_size):
+            meter.line(at.epoch, at.step, run.finite(loss))
+            board.scalars(at.step, {"train/loss": loss.item(), "train/learning_rate": rate, **meter.scalars})
+        if run.rank == 0 and time.monotonic() - run.saved_at >= config.checkpoint_minutes * 60:
+            at.loss_sum = run.finite(losses)
+            run.save()
+    seconds = time.monotonic() - started
+    return {
+        "step": at.step,
+        "train_loss": run.finite(losses) / at.samples,
+        "images_per_s": (at.step - first_step) * config.batch_size / seconds,
+        "data_wait": waited / seconds,
+        "seconds": seconds,
+    }
+
+
+def _step(run: "_Run", batch: Batch, rate: float) -> torch.Tensor:
+    """One step of the optimizer; the loss of this process's share of the batch."""
+    for group in run.optimizer.param_groups:
+        group["lr"] = rate
+    images = batch.images.to(run.device, memory_format=torch.channels_last, non_blocking=True)
+    with torch.autocast(run.device.type, torch.bfloat16, enabled=use_bf16(run.device)):
+        logits = run.ddp(images)
+    loss = OBJECTIVES[run.config.objective](logits.float(), batch.labels.to(run.device, non_blocking=True))
+    run.optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    run.optimizer.step()
+    return loss.detach()
+
+
 def schedule(step: int, steps: int) -> float:
-    """Factor of the learning rate: linear warm-up, then half a cosine down to 0 (Loshchilov and Hutter 2016, https://arxiv.org/abs/1608.03983)."""
+    """Factor of the learning rate: linear warm-up, then half a cosine to 0 (Loshchilov and Hutter 2016, https://arxiv.org/abs/1608.03983)."""
     warm_up = max(1, round(steps * WARM_UP))
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
 
 
-def use_bf16(device: torch.device) -> bool:
-    """Whether bf16 is done in hardware. Emulated on a CPU it took 20 to 30 times as long as float32 (docs/benchmarks.md)."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+@dataclass
+class _Run:
+    """What is trained, and what a checkpoint says of it. `ddp` is the model as it is trained: wrapped if there are several processes."""
+
+    config: TrainConfig
+    plan: Plan
+    spec: dict[str, Any]
+    model: nn.Module
+    ddp: nn.Module
+    optimizer: torch.optim.Optimizer
+    at: Position
+    rank: int
+    device: torch.device
+    saved_at: float = field(default_factory=time.monotonic)
+
+    def save(self) -> None:
+        folder = checkpoints(self.config)
+        uri = storage.join(folder, checkpoint.step_name(self.at.step))
+        state = {"optimizer": self.optimizer.state_dict(), "samples": self.at.samples, "loss_sum": self.at.loss_sum}
+        checkpoint.save(uri, weights=self.model.state_dict(), config=self.describe(), state=state)
+        checkpoint.prune(folder, keep=_KEEP)
+        self.saved_at = time.monotonic()
+
+    def save_best(self) -> None:
+        checkpoint.save(storage.join(self.config.out, "best"), weights=self.model.state_dict(), config=self.describe(), state=None)
+
+    def describe(self) -> dict[str, Any]:
+        """config.json of a checkpoint."""
+        config, plan, at = self.config, self.plan, self.at
+        return {
+            "model": config.model,
+            "transform": self.spec,
+            "objective": config.objective,
+            "split": config.split,
+            "train_groups": list(plan.train_groups),
+            "prior": plan.prior,
+            "data_hash": plan.data_hash,
+            "selection": SELECTION,
+            "epoch": at.epoch,
+            "step": at.step,
+            "validation": at.history[-1] if at.history else None,
+            "history": at.history,
+            "seed": config.seed,
+            "train_config": dataclasses.asdict(config),
+            "versions": {
+                "dfdc-ray": __version__,
+                "torch": torch.__version__,
+                "torchvision": version("torchvision"),
+                "python": platform.python_version(),
+            },
+        }
+
+    def finite(self, loss: torch.Tensor) -> float:
+        value = loss.item()
+        if not math.isfinite(value):
+            rate = self.config.learning_rate
+            raise UserError(f"Training diverged: the loss is no longer finite. Give a --learning-rate below {rate:g} and another --out.")
+        return value
 
 
-def video_metrics(logits: np.ndarray, labels: np.ndarray, videos: np.ndarray) -> dict[str, float | None]:
-    """Log loss in nats and ROC AUC (None with one class only), by face and by video. A video's score is the mean of its faces' probabilities.
-
-    logits, labels: [N]; videos: int [N], the same number for the faces of a video.
-    """
-    frame_logits, frame_labels = torch.from_numpy(logits.astype(np.float64)), torch.from_numpy(labels.astype(np.float64))
-    _, first, number, count = np.unique(videos, return_index=True, return_inverse=True, return_counts=True)
-    scores = torch.from_numpy(np.bincount(number, weights=torch.sigmoid(frame_logits).numpy()) / count).clamp(0, 1)
-    video_labels = frame_labels[torch.from_numpy(first)]
-    return {
-        "frame_log_loss": functional.binary_cross_entropy_with_logits(frame_logits, frame_labels).item(),
-        "frame_auc": _auc(frame_logits, frame_labels),
-        "video_log_loss": functional.binary_cross_entropy(scores, video_labels).item(),
-        "video_auc": _auc(scores, video_labels),
-    }
-
-
-def _auc(scores: torch.Tensor, labels: torch.Tensor) -> float | None:
-    if labels.min() == labels.max():
-        return None
-    return float(binary_auroc(scores, labels.long()))
-
-
-def _start(config: TrainConfig, plan: Plan, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer, Position]:
+def _start(config: TrainConfig, plan: Plan, *, rank: int, world_size: int, device: torch.device) -> _Run:
     """The model, its optimizer and the position, fresh or from the newest intact checkpoint."""
     checkpoint.mend(storage.join(config.out, "best"))
     saved = checkpoint.newest(checkpoints(config))
@@ -181,129 +223,28 @@ def _start(config: TrainConfig, plan: Plan, device: torch.device) -> tuple[nn.Mo
         raise UserError(f"The checkpoints in {checkpoints(config)} have gone since this run began. Run the same command again.")
     model = create_model(config.model)
     model.load_state_dict(weights)
-    model.to(device, memory_format=torch.channels_last)
+    model.to(device).to(memory_format=torch.channels_last)
     # No decay for biases and normalisation, as is usual.
     decayed = [p for p in model.parameters() if p.ndim > 1]
     others = [p for p in model.parameters() if p.ndim <= 1]
     groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
-    if saved is None:
-        return model, optimizer, Position()
-    assert saved.state is not None
-    optimizer.load_state_dict(saved.state["optimizer"])
-    at = Position(saved.config["epoch"], saved.state["samples"], saved.config["step"], saved.state["loss_sum"], saved.config["history"])
-    return model, optimizer, at
-
-
-def _step(model: nn.Module, optimizer: torch.optim.Optimizer, objective: Callable, batch: Batch, device: torch.device) -> torch.Tensor:
-    images = batch.images.to(device, memory_format=torch.channels_last, non_blocking=True)
-    with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(device)):
-        logits = model(images)
-    loss = objective(logits.float(), batch.labels.to(device, non_blocking=True))
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-    return loss
-
-
-@torch.inference_mode()
-def _predict(
-    model: nn.Module, batches: DataLoader[Batch], device: torch.device, rows: RowTable, world_size: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Logits, labels and videos of all rows, gathered from all ranks: each row once."""
-    model.eval()
-    found: list[tuple[np.ndarray, np.ndarray]] = []
-    for batch in batches:
-        images = batch.images.to(device, memory_format=torch.channels_last, non_blocking=True)
-        with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(device)):
-            logits = model(images)
-        found.append((batch.index.numpy(), logits.float().cpu().numpy()))
-    if world_size > 1:
-        gathered: list[Any] = [None] * world_size
-        distributed.all_gather_object(gathered, found)
-        found = [pair for part in gathered for pair in part]
-    everything = np.full(len(rows), np.nan, np.float32)
-    for index, values in found:
-        everything[index] = values
-    return everything, rows.labels, rows.videos
-
-
-def _save(config: TrainConfig, plan: Plan, spec: dict[str, Any], model: nn.Module, optimizer: torch.optim.Optimizer, at: Position) -> None:
-    folder = checkpoints(config)
-    state = {"optimizer": optimizer.state_dict(), "samples": at.samples, "loss_sum": at.loss_sum}
-    checkpoint.save(storage.join(folder, checkpoint.step_name(at.step)), weights=model.state_dict(), config=_describe(config, plan, spec, at), state=state)
-    checkpoint.prune(folder, keep=_KEEP)
-
-
-def _describe(config: TrainConfig, plan: Plan, spec: dict[str, Any], at: Position) -> dict[str, Any]:
-    """config.json of a checkpoint."""
-    return {
-        "model": config.model,
-        "transform": spec,
-        "objective": config.objective,
-        "split": config.split,
-        "train_groups": list(plan.train_groups),
-        "prior": plan.prior,
-        "data_hash": plan.data_hash,
-        "selection": SELECTION,
-        "epoch": at.epoch,
-        "step": at.step,
-        "validation": at.history[-1] if at.history else None,
-        "history": at.history,
-        "seed": config.seed,
-        "train_config": dataclasses.asdict(config),
-        "versions": {
-            "dfdc-ray": __version__,
-            "torch": torch.__version__,
-            "torchvision": version("torchvision"),
-            "python": platform.python_version(),
-        },
-    }
+    at = Position()
+    if saved:
+        assert saved.state is not None
+        optimizer.load_state_dict(saved.state["optimizer"])
+        at = Position(saved.config["epoch"], saved.state["samples"], saved.config["step"], saved.state["loss_sum"], saved.config["history"])
+    ddp = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None) if world_size > 1 else model
+    return _Run(config, plan, transforms.recipe(config.image_size), model, ddp, optimizer, at, rank, device)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
     return int(np.random.SeedSequence([seed, step, rank]).generate_state(1)[0])
 
 
-def _finite(loss: float, config: TrainConfig) -> float:
-    if not math.isfinite(loss):
-        raise UserError(f"The loss is no longer finite: training diverged. Give a lower --learning-rate than {config.learning_rate} and another --out.")
-    return loss
-
-
 def _epoch_line(entry: dict[str, Any], config: TrainConfig, better: bool) -> str:
     auc = "not defined" if entry["video_auc"] is None else f"{entry['video_auc']:.3f}"
     return (
-        f"epoch {entry['epoch']} of {config.epochs} done in {duration(entry['seconds'])}: training loss {entry['train_loss']:.4f}, validation video log loss "
-        f"{entry['video_log_loss']:.4f}, video AUC {auc}" + (" (best so far)" if better else "")
+        f"epoch {entry['epoch']} of {config.epochs} done in {duration(entry['seconds'])}: training loss {entry['train_loss']:.4f}, "
+        f"validation video log loss {entry['video_log_loss']:.4f}, video AUC {auc}" + (" (best so far)" if better else "")
     )
-
-
-class _Meter:
-    """One line every ten seconds: step, rate, loss, share of the time spent waiting for data, time left."""
-
-    def __init__(self, epochs: int, steps: int, step: int) -> None:
-        self.epochs, self.steps, self.first = epochs, steps, step
-        self.began = self.last = time.monotonic()
-        self.images, self.waited = 0, 0.0
-        self.scalars: dict[str, float] = {}
-
-    def due(self, wait: float, images: int) -> bool:
-        """Count a step; whether it is time for a line."""
-        self.images += images
-        self.waited += wait
-        passed = time.monotonic() - self.last
-        if passed < _LINE_EVERY_S:
-            return False
-        self.scalars = {"train/images_per_s": self.images / passed, "train/data_wait": self.waited / passed}
-        self.images, self.waited, self.last = 0, 0.0, time.monotonic()
-        return True
-
-    def line(self, epoch: int, step: int, loss: float) -> None:
-        left = (time.monotonic() - self.began) / (step - self.first) * (self.steps - step)
-        console.print(
-            f"epoch {epoch + 1} of {self.epochs}, step {step} of {self.steps}, {self.scalars['train/images_per_s']:.1f} images/s, loss {loss:.4f}, "
-            f"{self.scalars['train/data_wait']:.0%} of the time waiting for data, {duration(left)} left",
-            highlight=False,
-            soft_wrap=True,
-        )

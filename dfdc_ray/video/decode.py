@@ -10,19 +10,20 @@ One thread: the caller runs one process for each CPU.
 
 from __future__ import annotations  # av.Packet has type parameters in its stubs only
 
+import io
 import math
 from collections import Counter, deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 import av
 import numpy as np
 from av.buffer import Buffer
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Discard, Disposition
+from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
@@ -31,7 +32,9 @@ from numpy.typing import NDArray
 from dfdc_ray.errors import Stage, VideoError
 from dfdc_ray.video import h264
 
+T = TypeVar("T")
 MAX_SIDE = 16384  # pixels; larger frames are refused before they are decoded
+MAX_DELAY = 32  # frames; what has not come out when a packet so much later has will not come (H.264 and HEVC reorder by 16 at most)
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +84,7 @@ def probe(file: BinaryIO) -> VideoInfo:
         # MP4 and QuickTime list their packets apart from the packets themselves.
         announced = len(stream.index_entries) if "mp4" in container.format.name else 0
         if not fault and (corrupt or packets < announced):
-            fault = f"the file is cut short: it ends at frame {len(stamps)}" + (f" of {announced}" if announced else "")
+            fault = f"the file is cut short or damaged: {len(stamps)} frames" + (f" of {announced}" if announced else "") + " can be read"
         time_base = stream.time_base
         if first is None or time_base is None or not stamps:
             raise VideoError("probe", fault or f"none of its {len(stamps)} frames can be decoded ({stream.codec.canonical_name}{cause})")
@@ -154,8 +157,9 @@ class _Pass:
         self.damaged: dict[int, bool] = {}  # number: whether other frames may refer to it
         self.references: list[bool] = []  # by number
         self.out_pts: Counter[int] = Counter()
-        self.out = 0
-        self.held: deque[tuple[int, int, int, VideoFrame]] = deque()  # how many came out before, number, index, frame
+        self.out = 0  # frames that have left the decoder
+        self.inside: set[int] = set()  # numbers that have not
+        self.held: deque[tuple[int, int, VideoFrame]] = deque()  # number, index, frame
 
     @property
     def complete(self) -> bool:
@@ -179,13 +183,16 @@ class _Pass:
             self.keyframes.append(number)
         if packet.is_corrupt:
             self.damaged[number] = reference
+        if not packet.is_discard:
+            self.inside.add(number)
         packet.pts = number
         yield from self._decode(packet, number)
 
     def flush(self) -> Iterator[tuple[int, VideoFrame]]:
         if self.sent_pts:
             yield from self._decode(None, len(self.sent_pts) - 1)
-        yield from self._release(0)
+        self.inside.clear()
+        yield from self._release()
 
     def _decode(self, packet: Packet[VideoStream] | None, number: int) -> Iterator[tuple[int, VideoFrame]]:
         try:
@@ -195,18 +202,19 @@ class _Pass:
         except av.FFmpegError as error:
             self.errors.append(str(error.strerror))
             self.damaged[number] = self.references[number]
+            self.inside.discard(number)
             return
         for frame in frames:
             if frame.pts is None:
                 continue
             if frame.is_corrupt:
                 self.damaged[frame.pts] = self.references[frame.pts]
+            self.inside = {n for n in self.inside if n != frame.pts and n > frame.pts - MAX_DELAY}
             index = self._index(frame.pts)
             if index in self.wanted:
-                self.held.append((self.out, frame.pts, index, frame))
+                self.held.append((frame.pts, index, frame))
             self.out += 1
-        # A frame that it refers to may leave the decoder after it, but at most so many later (max_num_reorder_frames in H.264, E.2.1).
-        yield from self._release(self.context.reorder_depth)
+        yield from self._release()
 
     def _index(self, number: int) -> int:
         """Presentation index of the frame that leaves the decoder now. Among equal timestamps, the decoder's order counts."""
@@ -216,9 +224,10 @@ class _Pass:
         self.out_pts[pts] += 1
         return int(np.searchsorted(self.info.pts, pts)) + self.out_pts[pts] - 1
 
-    def _release(self, delay: int) -> Iterator[tuple[int, VideoFrame]]:
-        while self.held and self.out - self.held[0][0] > delay:
-            _, number, index, frame = self.held.popleft()
+    def _release(self) -> Iterator[tuple[int, VideoFrame]]:
+        """The frames whose references have left the decoder too: one may come out later, and only then be known to be damaged."""
+        while self.held and not any(n < self.held[0][0] for n in self.inside):
+            number, index, frame = self.held.popleft()
             if self._sound(number):
                 yield index, frame
 
@@ -242,18 +251,28 @@ class _Source:
         self.error: Exception | None = None
 
     def read(self, size: int) -> bytes:
-        if self.error is None:
-            try:
-                return self.file.read(size)
-            except Exception as error:  # raised again in _open
-                self.error = error
-        return b""
+        return self._guarded(lambda: self.file.read(size), b"")
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        return self.file.seek(offset, whence)
+        return self._guarded(lambda: self._seek(offset, whence), -1)
 
     def tell(self) -> int:
-        return self.file.tell()
+        return self._guarded(self.file.tell, -1)
+
+    def _seek(self, offset: int, whence: int) -> int:
+        if whence == io.SEEK_CUR:
+            offset += self.file.tell()
+        elif whence == io.SEEK_END:
+            offset += self.file.seek(0, io.SEEK_END)
+        return self.file.seek(offset) if offset >= 0 else -1  # an empty or broken video sends FFmpeg anywhere
+
+    def _guarded(self, call: Callable[[], T], otherwise: T) -> T:
+        if self.error is None:
+            try:
+                return call()
+            except Exception as error:  # raised again in _open
+                self.error = error
+        return otherwise
 
 
 @contextmanager
@@ -290,9 +309,6 @@ def _video_stream(container: InputContainer, stage: Stage) -> VideoStream:
         found = ", ".join(s.type for s in container.streams) or "no streams"
         raise VideoError(stage, f"no video stream in this {container.format.name} file, only {found}")
     stream = streams[0]
-    for other in container.streams:
-        if other is not stream:
-            other.discard = Discard.all  # spares reading it, where the format allows
     if stream.codec_context is None:
         raise VideoError(stage, "FFmpeg has no decoder for the video stream")
     width, height = stream.codec_context.width, stream.codec_context.height

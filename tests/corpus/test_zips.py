@@ -81,7 +81,9 @@ def test_a_deflated_inner_zip_is_refused_with_advice(tmp_path: Path) -> None:
         open_video(f"{outer}!/inner.zip!/a.mp4")
 
 
-@pytest.mark.parametrize("name", ["/a.mp4", "../a.mp4", "a/../b.mp4", "a/..", "a\\b.mp4", "C:a.mp4", "c:/a.mp4", "a\0.mp4", "x.zip!/a.mp4"])
+@pytest.mark.parametrize(
+    "name", ["/a.mp4", "../a.mp4", "a/../b.mp4", "a/..", ".", "a/.", "a\\b.mp4", "C:a.mp4", "c:/a.mp4", "a\0.mp4", "x.zip!/a.mp4"]
+)
 def test_an_unsafe_name_is_refused_naming_zip_and_entry(tmp_path: Path, name: str) -> None:
     uri = make_zip(tmp_path / "bad.zip", {"good.mp4": b"", "N" * len(name): b""})
     Path(uri).write_bytes(Path(uri).read_bytes().replace(b"N" * len(name), name.encode()))

@@ -15,6 +15,7 @@ import torch
 
 from dfdc_ray.cli import main
 from dfdc_ray.config import PreprocessConfig
+from dfdc_ray.errors import UserError
 from dfdc_ray.evaluate.scorer import load_scorer
 from dfdc_ray.faces.crop import cut, encode
 from dfdc_ray.models import create_model
@@ -81,6 +82,16 @@ def best(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def best_of_frames(best: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same, said to be trained on whole frames."""
+    path = tmp_path_factory.mktemp("train") / "frames"
+    settings = asdict(settings_of(PreprocessConfig(corpus=("unused",), out="unused", crop="frame")))
+    loaded = checkpoint.load(str(best))
+    checkpoint.save(str(path), weights=loaded.weights, config=loaded.config | {"faces_config": settings}, state=None)
+    return path
+
+
 def _run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, str, str]:
     code = main(["predict", *map(str, arguments)])
     captured = capsys.readouterr()
@@ -101,7 +112,8 @@ def test_the_face_is_found_where_it_is(found: Any) -> None:
     assert track.coverage == pytest.approx(len(track.faces) / 8)
     assert 5 <= len(track.faces) <= 7  # there for three quarters of the video
     for face in track.faces:
-        assert FACE_SECONDS[0] <= face.time_s == pytest.approx(face.frame / RATE) <= FACE_SECONDS[1]
+        assert face.time_s == pytest.approx(face.frame / RATE)
+        assert FACE_SECONDS[0] <= face.time_s <= FACE_SECONDS[1]
         x, y = _portrait_at(face.frame)
         centre = face.box[0] + face.box[2] / 2, face.box[1] + face.box[3] / 2
         assert centre == pytest.approx((x + FACE[0] + FACE[2] / 2, y + FACE[1] + FACE[3] / 2), abs=25)
@@ -121,6 +133,22 @@ def test_the_model_sees_what_the_shards_would_hold(found: Any, folder: Path, bes
     pictures = [encode(cut(frames[face.frame], face.crop, max_side=320), "jpeg") for face in found.tracks[0].faces]
     again = load_scorer(str(best)).score(pictures)
     assert [face.score for face in found.tracks[0].faces] == pytest.approx(again.tolist(), abs=1e-6)
+
+
+def test_whole_frames_need_no_face(folder: Path, best_of_frames: Path) -> None:
+    found = score_video(str(folder / "empty.mp4"), *load_predictor(str(best_of_frames), frames=3))
+    assert found.status == "ok"
+    (track,) = found.tracks
+    assert track.coverage == 1
+    assert [(face.box, face.crop) for face in track.faces] == [(None, (0, 0, WIDTH, HEIGHT))] * 3
+
+
+def test_a_checkpoint_that_does_not_know_its_faces_is_refused(best: Path, tmp_path: Path) -> None:
+    loaded = checkpoint.load(str(best))
+    config = {name: value for name, value in loaded.config.items() if name != "faces_config"}
+    checkpoint.save(str(tmp_path / "old"), weights=loaded.weights, config=config, state=None)
+    with pytest.raises(UserError, match="faces_config"):
+        load_predictor(str(tmp_path / "old"), frames=3)
 
 
 def test_human_output(capsys: pytest.CaptureFixture[str], folder: Path, best: Path) -> None:

@@ -15,7 +15,6 @@ from dfdc_ray.shards.dataset import FaceDataset, FixedOrder, RowTable, ShuffledO
 from dfdc_ray.shards.manifest import read_manifest
 from dfdc_ray.train import transforms
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")  # torchvision's own v2.JPEG
 
 
@@ -30,7 +29,7 @@ def rows(faces: Path) -> RowTable:
 
 
 def _flat(order: ShuffledOrder) -> list[int]:
-    return [int(i) for samples in order for i in samples.index]
+    return [int(i) for samples in order for i in samples.positions]
 
 
 def test_rows_point_at_their_images(rows: RowTable) -> None:

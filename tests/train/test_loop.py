@@ -13,9 +13,9 @@ from torch import nn
 from dfdc_ray.config import TrainConfig
 from dfdc_ray.errors import UserError
 from dfdc_ray.train import checkpoint, loop
-from dfdc_ray.train.loop import train_loop, video_metrics
+from dfdc_ray.train.loop import train_loop
 from dfdc_ray.train.plan import checkpoints, describe, prepare
-
+from dfdc_ray.train.validation import metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")  # torchvision's own v2.JPEG
 
@@ -180,9 +180,9 @@ def test_divergence_is_reported(config: TrainConfig) -> None:
 def test_video_metrics() -> None:
     """Videos 7 (real: 0.5, 0.25), 2 (fake: 0.5), 9 (fake: 0.75), by hand."""
     logits = np.log([1, 1 / 3, 1, 3])
-    found = video_metrics(logits, np.array([0, 0, 1, 1]), np.array([7, 7, 2, 9]))
+    found = metrics(logits, np.array([0, 0, 1, 1]), np.array([7, 7, 2, 9]))
     assert found["video_log_loss"] == pytest.approx(-(math.log(1 - 0.375) + math.log(0.5) + math.log(0.75)) / 3)
     assert found["frame_log_loss"] == pytest.approx(-(math.log(0.5) + math.log(0.75) + math.log(0.5) + math.log(0.75)) / 4)
     assert found["video_auc"] == 1.0
     assert found["frame_auc"] == pytest.approx(3.5 / 4)
-    assert video_metrics(logits, np.ones(4), np.arange(4))["video_auc"] is None
+    assert metrics(logits, np.ones(4), np.arange(4))["video_auc"] is None

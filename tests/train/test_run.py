@@ -28,8 +28,8 @@ def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 def _config(folder: Path, **changes: object) -> TrainConfig:
-    common = {"split": "parts:0-2/3/4", "weights": "none", "epochs": 1, "batch_size": 24, "image_size": 32, "learning_rate": 1e-3}
-    return TrainConfig(faces=str(folder / "faces"), out=str(folder / "out"), **common | changes)
+    options = {"split": "parts:0-2/3/4", "weights": "none", "epochs": 1, "batch_size": 24, "image_size": 32, "learning_rate": 1e-3}
+    return TrainConfig(**{"faces": str(folder / "faces"), "out": str(folder / "out")} | options | changes)
 
 
 def test_two_workers_then_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ import torch
 
 from dfdc_ray.train import transforms
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")  # torchvision's own v2.JPEG
 
 

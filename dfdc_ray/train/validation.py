@@ -1,0 +1,69 @@
+"""Metrics within training: on the core faces of the validation split, each counted once however many processes there are."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import distributed, nn
+from torch.nn import functional
+from torch.utils.data import DataLoader
+from torchmetrics.functional.classification import binary_auroc
+
+from dfdc_ray.shards.dataset import Batch, RowTable
+
+METRICS = ("frame_log_loss", "frame_auc", "video_log_loss", "video_auc")
+
+
+def use_bf16(device: torch.device) -> bool:
+    """Whether bf16 is done in hardware. Emulated on a CPU it took 20 to 30 times as long as float32 (docs/benchmarks.md)."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+@torch.inference_mode()
+def validate(
+    model: nn.Module, batches: DataLoader[Batch], rows: RowTable, *, device: torch.device, world_size: int
+) -> dict[str, float | None]:
+    """`metrics` of all rows, of which this process predicts the ones in its batches. Every process gets the result."""
+    model.eval()
+    if world_size > 1:  # the ranks' running statistics differ by their last batch
+        for buffer in model.buffers():
+            distributed.broadcast(buffer, 0)
+    found: list[tuple[np.ndarray, np.ndarray]] = []
+    for batch in batches:
+        images = batch.images.to(device, memory_format=torch.channels_last, non_blocking=True)
+        with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(device)):
+            logits = model(images)
+        found.append((batch.positions.numpy(), logits.float().cpu().numpy()))
+    if world_size > 1:
+        gathered: list[Any] = [None] * world_size
+        distributed.all_gather_object(gathered, found)
+        found = [pair for part in gathered for pair in part]
+    logits_of_all = np.full(len(rows), np.nan, np.float32)
+    for positions, values in found:
+        logits_of_all[positions] = values
+    return metrics(logits_of_all, rows.labels, rows.videos)
+
+
+def metrics(logits: np.ndarray, labels: np.ndarray, videos: np.ndarray) -> dict[str, float | None]:
+    """Log loss in nats and ROC AUC (None with one class only), by face and by video. A video's score is the mean of its probabilities.
+
+    logits, labels: [N]; videos: int [N], the same number for the faces of a video.
+    """
+    face_logits, face_labels = torch.from_numpy(logits.astype(np.float64)), torch.from_numpy(labels.astype(np.float64))
+    _, first, number, count = np.unique(videos, return_index=True, return_inverse=True, return_counts=True)
+    scores = torch.from_numpy(np.bincount(number, weights=torch.sigmoid(face_logits).numpy()) / count).clamp(0, 1)
+    video_labels = face_labels[torch.from_numpy(first)]
+    return {
+        "frame_log_loss": functional.binary_cross_entropy_with_logits(face_logits, face_labels).item(),
+        "frame_auc": _auc(face_logits, face_labels),
+        "video_log_loss": functional.binary_cross_entropy(scores, video_labels).item(),
+        "video_auc": _auc(scores, video_labels),
+    }
+
+
+def _auc(scores: torch.Tensor, labels: torch.Tensor) -> float | None:
+    if labels.min() == labels.max():
+        return None
+    return float(binary_auroc(scores, labels.long()))
