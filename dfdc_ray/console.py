@@ -73,4 +73,6 @@ class Work:
         left = duration(elapsed / self.done * (self.total - self.done)) if self.done else "unknown"
         tail = f"{left} left" if self.done < self.total else f"took {duration(elapsed)}"
         detail = f", {self.detail}" if self.detail else ""
-        self.to.print(f"{self.what}: {self.done} of {self.total} {self.unit}, {self._rate()}{detail}, {tail}", highlight=False, soft_wrap=True)
+        self.to.print(
+            f"{self.what}: {self.done} of {self.total} {self.unit}, {self._rate()}{detail}, {tail}", highlight=False, soft_wrap=True
+        )

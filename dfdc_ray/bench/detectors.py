@@ -9,13 +9,11 @@ trusting a low threshold.
 
 import json
 import os
-import platform
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import date
-from importlib import metadata
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from typing import Any
 from rich.table import Table
 
 from dfdc_ray import storage
+from dfdc_ray.bench.machine import machine
 from dfdc_ray.config import BenchDetectorsConfig, DetectorName
 from dfdc_ray.console import Work, console
 from dfdc_ray.corpus.index import build_index
@@ -160,16 +159,6 @@ def rows_of(setting: Setting, measured: dict[str, Measured]) -> list[Row]:
             )
         )
     return rows
-
-
-def machine() -> dict[str, Any]:
-    """What the numbers depend on."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    cpu = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
-    packages = ("opencv-contrib-python-headless", "deepface", "av", "numpy")
-    versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in packages}
-    return {"cpu": cpu, "arch": platform.machine(), "cores": os.cpu_count(), "versions": versions}
 
 
 def _write(config: BenchDetectorsConfig, rows: Sequence[Row], problems: dict[str, str]) -> None:

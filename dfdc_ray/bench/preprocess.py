@@ -11,7 +11,6 @@ dfdc_ray        one unit as preprocess does it, without Ray: needed packets only
 
 import json
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -25,6 +24,7 @@ import numpy as np
 from rich.table import Table
 
 from dfdc_ray import storage
+from dfdc_ray.bench.machine import machine
 from dfdc_ray.config import BenchPreprocessConfig, PreprocessConfig
 from dfdc_ray.console import Work, console
 from dfdc_ray.corpus.index import build_index
@@ -144,13 +144,14 @@ def _local(video: Video, folder: Path) -> str:
 
 
 def _write(config: BenchPreprocessConfig, tallies: dict[str, Tally], videos: int, families: int) -> None:
-    machine = {"cpu": _cpu(), "cores": os.cpu_count(), "python": platform.python_version(), "opencv": cv2.__version__, "av": av.__version__}
     ours = statistics.median(tallies["dfdc_ray"].seconds)
     header = ["way", "CPU s/video (median)", "min - max", "ratio to dfdc_ray", "frames", "frames with a face"]
     rows = []
     for name, tally in tallies.items():
         median = statistics.median(tally.seconds)
-        share = "not looked for" if tally.with_face is None else f"{tally.with_face} of {tally.frames} ({tally.with_face / tally.frames:.1%})"
+        share = (
+            "not looked for" if tally.with_face is None else f"{tally.with_face} of {tally.frames} ({tally.with_face / tally.frames:.1%})"
+        )
         spread = f"{min(tally.seconds) / videos:.2f} - {max(tally.seconds) / videos:.2f}"
         rows.append([name, f"{median / videos:.2f}", spread, f"{median / ours:.2f}", str(tally.frames), share])
     title = f"{videos} videos in {families} families, {config.frames} frames each, {config.repeats} runs, one thread"
@@ -159,15 +160,14 @@ def _write(config: BenchPreprocessConfig, tallies: dict[str, Tally], videos: int
         table.add_row(*row)
     console.print(table)
     lines = [" | ".join(header), " | ".join("---" for _ in header), *(" | ".join(row) for row in rows)]
-    markdown = f"{title}; {machine['cpu']}\n\n" + "\n".join(f"| {line} |" for line in lines) + "\n"
-    result = {"machine": machine, "videos": videos, "families": families, "frames": config.frames, "ways": {k: vars(t) for k, t in tallies.items()}}
+    markdown = f"{title}; {machine()['cpu']}\n\n" + "\n".join(f"| {line} |" for line in lines) + "\n"
+    result = {
+        "machine": machine(),
+        "videos": videos,
+        "families": families,
+        "frames": config.frames,
+        "ways": {k: vars(t) for k, t in tallies.items()},
+    }
     storage.make_dirs(config.out)
     storage.write_bytes(storage.join(config.out, "bench_preprocess.md"), markdown.encode())
     storage.write_bytes(storage.join(config.out, "bench_preprocess.json"), json.dumps(result, indent=1).encode())
-
-
-def _cpu() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or "unknown CPU"

@@ -31,7 +31,9 @@ def connect() -> None:
         try:
             ray.init(address="auto", logging_level=logging.WARNING)
         except (ConnectionError, RuntimeError) as error:
-            raise UserError(f"No usable Ray cluster at RAY_ADDRESS={address}: {error}\nStart it, or unset RAY_ADDRESS to run on this machine.") from error
+            raise UserError(
+                f"No usable Ray cluster at RAY_ADDRESS={address}: {error}\nStart it, or unset RAY_ADDRESS to run on this machine."
+            ) from error
     else:
         ray.init(
             address="local",
@@ -62,9 +64,7 @@ def require(*, cpus: float, gpus: float = 0) -> None:
 
     A joined cluster may still grow by autoscaling, so there it is a warning.
     """
-    short = [
-        f"{need:g} {name}s (there are {capacity(name):g})" for name, need in (("CPU", cpus), ("GPU", gpus)) if need > capacity(name)
-    ]
+    short = [f"{need:g} {name}s (there are {capacity(name):g})" for name, need in (("CPU", cpus), ("GPU", gpus)) if need > capacity(name)]
     if not short:
         return
     message = "Ray cannot start this: it asks for " + " and ".join(short)
@@ -83,4 +83,6 @@ def status() -> RayStatus:
         version = ray.get(ray.remote(num_cpus=0)(lambda: ray.__version__).remote(), timeout=60)
     except (UserError, ray.exceptions.RayError) as error:
         return RayStatus(reachable=False, detail=str(error).splitlines()[0], version=None)
-    return RayStatus(reachable=True, detail=f"{address}, {len(ray.nodes())} nodes, {capacity('CPU'):g} CPUs, {capacity('GPU'):g} GPUs", version=version)
+    return RayStatus(
+        reachable=True, detail=f"{address}, {len(ray.nodes())} nodes, {capacity('CPU'):g} CPUs, {capacity('GPU'):g} GPUs", version=version
+    )

@@ -45,7 +45,8 @@ LEDGER = pa.schema(
         ("core_decoded", pa.int32()),  # of these, the ones that evaluation uses
         ("frames_with_face", pa.int32()),
         ("faces", pa.int32()),
-        ("box_source", pa.string()),
+        ("box_source", pa.string()),  # original, self; null without a face
+        ("alignment", pa.string()),  # a fake's check against its original, where it was made
     ]
 )
 

@@ -1,7 +1,7 @@
 """Preprocess a corpus on Ray Data: units go to a pool of actors, each commits its units itself; Ray only schedules.
 
-    dfdc-ray preprocess --corpus /data/dfdc --out /data/faces
-    ray job submit --working-dir . -- python jobs/preprocess.py --corpus s3://bucket/dfdc --out s3://bucket/faces
+dfdc-ray preprocess --corpus /data/dfdc --out /data/faces
+ray job submit --working-dir . -- python jobs/preprocess.py --corpus s3://bucket/dfdc --out s3://bucket/faces
 """
 
 import os
@@ -152,7 +152,9 @@ def _summary(ledger: pa.Table, *, seconds: float) -> None:
     console.print(table)
     bad = [row for row in rows if row["status"] not in ("ok", "no_face")]
     for row in bad[:20]:
-        console.print(f"  {row['status']}: {row['video_id']}: {row['stage'] or ''} {row['error']}", highlight=False, markup=False, soft_wrap=True)
+        console.print(
+            f"  {row['status']}: {row['video_id']}: {row['stage'] or ''} {row['error']}", highlight=False, markup=False, soft_wrap=True
+        )
     if len(bad) > 20:
         console.print(f"  and {len(bad) - 20} more in ledger.parquet")
     console.print(f"Took {duration(seconds)}.")

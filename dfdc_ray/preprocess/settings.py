@@ -34,7 +34,12 @@ def settings_of(config: PreprocessConfig) -> Settings:
     """Resolve the options. Raises UserError for values that make no sense."""
     faces = config.crop == "face"
     max_side = config.max_side or MAX_SIDE[config.crop]
-    for name, value, least in (("frames", config.frames, 1), ("real-multiplier", config.real_multiplier, 1), ("max-side", max_side, 16), ("margin", config.margin, 0)):
+    for name, value, least in (
+        ("frames", config.frames, 1),
+        ("real-multiplier", config.real_multiplier, 1),
+        ("max-side", max_side, 16),
+        ("margin", config.margin, 0),
+    ):
         if value < least:
             raise UserError(f"--{name} {value}: must be at least {least}.")
     threshold, long_side = resolve(config.detector, threshold=config.detector_threshold, long_side=config.detector_long_side)

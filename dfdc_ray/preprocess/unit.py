@@ -26,6 +26,7 @@ class Guide:
 
     width: int
     height: int
+    length: int  # frames
     core: tuple[int, ...]
     faces: dict[int, list[tuple[int, Face]]]  # frame -> (track, face)
     thumbnails: dict[int, np.ndarray]
@@ -55,7 +56,11 @@ def process_unit(unit: Unit, process: Callable[[Video, Guide | None], VideoResul
     results = []
     guide: Guide | None = None
     for video in unit.videos:
-        result = process(video, guide) if video.uri is not None else VideoResult(ledger_row(video, status="missing", error="listed, but no file"))
+        result = (
+            process(video, guide)
+            if video.uri is not None
+            else VideoResult(ledger_row(video, status="missing", error="listed, but no file"))
+        )
         if video.video_id == unit.family_id:
             guide = result.guide
         results.append(result)
@@ -64,7 +69,8 @@ def process_unit(unit: Unit, process: Callable[[Video, Guide | None], VideoResul
 
 def ledger_row(video: Video, *, status: str, stage: str | None = None, error: str | None = None, **counts: Any) -> dict[str, Any]:
     """One row of the ledger; counts that are not given are 0, box_source None."""
-    zeros: dict[str, Any] = {"frames_wanted": 0, "frames_decoded": 0, "core_decoded": 0, "frames_with_face": 0, "faces": 0, "box_source": None}
+    zeros: dict[str, Any] = {"frames_wanted": 0, "frames_decoded": 0, "core_decoded": 0, "frames_with_face": 0, "faces": 0}
+    zeros |= {"box_source": None, "alignment": None}
     ids = {name: getattr(video, name) for name in ("corpus", "video_id", "family_id", "group_id", "part", "label")}
     return ids | {"status": status, "stage": stage, "error": error} | zeros | counts
 
@@ -98,7 +104,7 @@ class _Work:
         self.video, self.settings, self.detector, self.on_stage = video, settings, detector, on_stage
         self.stage: Stage = "open"
         self.seconds: dict[str, float] = {}
-        self.counts: dict[str, int] = {}
+        self.counts: dict[str, Any] = {}
 
     @contextmanager
     def at(self, stage: Stage) -> Iterator[None]:
@@ -136,6 +142,7 @@ class _Work:
                         boxes: dict[int, list[Box]] = {f: [face.box for _, face in faces] for f, faces in guide.faces.items()}
                         alignment = align.check(guide.thumbnails, found.thumbnails, boxes, width=guide.width, height=guide.height)
                     source = "original" if alignment.holds else None
+                    self.counts["alignment"] = _described(alignment, info, guide)
                 if source is None:
                     found, source = _Found(), "self"
                     self._pass(file, info, samples, found)
@@ -148,7 +155,9 @@ class _Work:
         multiplier = s.real_multiplier if self.video.label == "REAL" else 1
         return sample(info.times, method=s.sampling, frames=s.frames, multiplier=multiplier)
 
-    def _pass(self, file: Any, info: VideoInfo, samples: list[Sample], found: "_Found", *, guide: Guide | None = None, whole: bool = False) -> None:
+    def _pass(
+        self, file: Any, info: VideoInfo, samples: list[Sample], found: "_Found", *, guide: Guide | None = None, whole: bool = False
+    ) -> None:
         """Decode once; in each frame take the guide's faces (scaled to this video's size), or detect, or take the whole frame."""
         core = {s.frame for s in samples if s.core}
         frames = decode_frames(file, info, [s.frame for s in samples])
@@ -178,7 +187,9 @@ class _Work:
                 if not whole:
                     crops = [crop_rect(face.box, info.width, info.height, margin=self.settings.margin) for face in faces]
                 found.faces[frame] = faces
-                found.pictures[frame] = [(rect, encode(cut(rgb, rect, max_side=self.settings.max_side), self.settings.image_format)) for rect in crops]
+                found.pictures[frame] = [
+                    (rect, encode(cut(rgb, rect, max_side=self.settings.max_side), self.settings.image_format)) for rect in crops
+                ]
         if not whole and guide is None:
             frames_found = sorted(found.faces.items())
             for (frame, _), tracks in zip(frames_found, link(frames_found), strict=True):
@@ -199,9 +210,9 @@ class _Work:
         guide = None
         if self.video.label == "REAL" and self.settings.crop == "face":
             faces = {f: list(zip(found.tracks[f], found.faces[f], strict=True)) for f in core}
-            guide = Guide(info.width, info.height, tuple(core), faces, found.thumbnails)
+            guide = Guide(info.width, info.height, len(info.pts), tuple(core), faces, found.thumbnails)
         elif self.video.label == "REAL":
-            guide = Guide(info.width, info.height, tuple(core), {}, {})
+            guide = Guide(info.width, info.height, len(info.pts), tuple(core), {}, {})
         boxes = [{name: row[name] for name in _BOX_COLUMNS} for row in rows] if source == "self" else []
         return VideoResult(ledger_row(self.video, status=status, **counts), rows, boxes, guide, self.seconds)
 
@@ -231,7 +242,20 @@ class _Work:
         return rows
 
 
-_BOX_COLUMNS = ("video_id", "frame", "pts", "time_s", "core", "track_id", "box", "landmarks", "det_score", "detector", "frame_width", "frame_height")
+_BOX_COLUMNS = (
+    "video_id",
+    "frame",
+    "pts",
+    "time_s",
+    "core",
+    "track_id",
+    "box",
+    "landmarks",
+    "det_score",
+    "detector",
+    "frame_width",
+    "frame_height",
+)
 
 
 @dataclass
@@ -242,6 +266,16 @@ class _Found:
     tracks: dict[int, list[int]] = field(default_factory=dict)
     pictures: dict[int, list[tuple[tuple[int, int, int, int], bytes]]] = field(default_factory=dict)
     thumbnails: dict[int, np.ndarray] = field(default_factory=dict)
+
+
+def _described(alignment: align.Alignment, info: VideoInfo, guide: Guide) -> str:
+    """For the ledger: the correlations, and where a fake differs from its original in size or length."""
+    parts = [f"scene {alignment.scene:.3f}", "nothing moves" if alignment.motion is None else f"motion {alignment.motion:.3f}"]
+    if (info.width, info.height) != (guide.width, guide.height):
+        parts.append(f"{info.width}x{info.height} for {guide.width}x{guide.height}")
+    if len(info.pts) != guide.length:
+        parts.append(f"{len(info.pts)} frames for {guide.length}")
+    return ", ".join(parts)
 
 
 def _scaled(face: Face, sx: float, sy: float) -> Face:

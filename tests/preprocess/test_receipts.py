@@ -38,11 +38,18 @@ def video(name: str, *, label: str = "REAL", uri: str | None = "x.mp4", family: 
 def face(v: Video, frame: int, *, picture: bytes = b"picture") -> dict:
     ids = {n: getattr(v, n) for n in ("corpus", "video_id", "family_id", "group_id", "part", "label", "method", "original")}
     rest = {"frame": frame, "pts": frame, "time_s": frame / 25, "track_id": 0, "core": True, "box": [1, 2, 3, 4], "crop": [0, 0, 9, 9]}
-    return ids | rest | {"det_score": 0.9, "detector": "centerface", "frame_width": 99, "frame_height": 99, "image": {"bytes": picture, "path": None}}
+    return (
+        ids
+        | rest
+        | {"det_score": 0.9, "detector": "centerface", "frame_width": 99, "frame_height": 99, "image": {"bytes": picture, "path": None}}
+    )
 
 
 def result(*videos: Video, status: str = "ok", picture: bytes = b"picture") -> UnitResult:
-    done = [VideoResult(ledger_row(v, status=status, faces=2), [face(v, 0, picture=picture), face(v, 5)] if status == "ok" else []) for v in videos]
+    done = [
+        VideoResult(ledger_row(v, status=status, faces=2), [face(v, 0, picture=picture), face(v, 5)] if status == "ok" else [])
+        for v in videos
+    ]
     return UnitResult(Unit("a-1", "c/a", videos), done)
 
 
@@ -68,7 +75,10 @@ def test_the_same_rows_give_the_same_bytes_and_name(output, tmp_path):
 def test_each_video_has_a_row_group_of_its_own(output, tmp_path):
     receipt = output.commit(result(video("a"), video("b", label="FAKE")), generation=0)
     file = pq.ParquetFile(tmp_path / "out" / receipt.faces["path"])
-    assert [set(file.read_row_group(i, columns=["video_id"])["video_id"].to_pylist()) for i in range(file.num_row_groups)] == [{"c/a"}, {"c/b"}]
+    assert [set(file.read_row_group(i, columns=["video_id"])["video_id"].to_pylist()) for i in range(file.num_row_groups)] == [
+        {"c/a"},
+        {"c/b"},
+    ]
 
 
 def test_of_many_writers_one_wins_and_all_see_it(output):
