@@ -1,6 +1,6 @@
 """The `dfdc-ray` command: one subcommand per task, each a frozen dataclass (config.py) and a function.
 
-    dfdc-ray preprocess --corpus s3://bucket/dfdc --out s3://bucket/faces
+dfdc-ray preprocess --corpus s3://bucket/dfdc --out s3://bucket/faces
 """
 
 import importlib

@@ -59,7 +59,7 @@ def preprocess(config: BenchPreprocessConfig) -> None:
     if not work:
         raise UserError(f"Nothing to measure in {', '.join(config.corpus)}: no family has all its files.")
     videos = [v for unit in work for v in unit.videos]
-    detector, stock = (load_detector(name) for name in (settings.detector, "ssd-stock"))
+    detector, stock = load_detector(PreprocessConfig.detector), load_detector("ssd-stock")
     with tempfile.TemporaryDirectory() as folder:
         paths = {v.video_id: _local(v, Path(folder)) for v in videos}
         wanted = {v.video_id: _wanted(v, settings) for v in videos}

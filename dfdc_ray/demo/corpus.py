@@ -12,7 +12,7 @@ import os
 import shutil
 import string
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ import numpy as np
 from dfdc_ray.config import DemoCorpusConfig
 from dfdc_ray.console import Work, console
 from dfdc_ray.demo.encode import deliver, encode_mp4, make_delivery
-from dfdc_ray.demo.heads import Identity, Image, make_identity, stream
+from dfdc_ray.demo.identity import Identity, Image, make_identity, stream
 from dfdc_ray.demo.scene import FPS, Scene, make_scene, record
 from dfdc_ray.demo.swap import DonorFace, make_traces, swap
 from dfdc_ray.errors import UserError
@@ -99,7 +99,8 @@ DEMO_SPLIT = demo_split(DemoCorpusConfig.families)
 def demo_corpus(config: DemoCorpusConfig) -> None:
     """The command. Raises UserError when `out` holds something else."""
     write_corpus(config.out, families=config.families, seed=config.seed)
-    console.print(f"{config.out}: generated corpus of {config.families} families. It says nothing about real fakes.", highlight=False, soft_wrap=True)
+    said = f"{config.out}: generated corpus of {config.families} families. It says nothing about real fakes."
+    console.print(said, highlight=False, soft_wrap=True)
 
 
 def write_corpus(
@@ -107,14 +108,17 @@ def write_corpus(
 ) -> None:
     """Write the corpus to the folder `out`: zips by part, test_videos/, groups.csv, test_truth.csv, README.txt, and last corpus.json.
 
-    families: real videos, with FAKES fakes each; test_families: real videos of test_videos/, with one fake each, of further identities, by default
-    TEST_FAMILIES or, in a smaller corpus, as many as `families`; workers: processes, by default one for every CPU. A corpus that is there already stays. Raises UserError when `out` holds something else.
+    families: real videos, with FAKES fakes each. test_families: real videos of test_videos/, with one fake each, of further
+    identities; by default TEST_FAMILIES, or as many as `families` in a smaller corpus. workers: processes; by default one per CPU.
+    A corpus that is there already stays. Raises UserError when `out` holds something else.
     """
     test_families = min(families, TEST_FAMILIES) if test_families is None else test_families
     if families < 1 or seed < 0 or test_families < 0 or seconds * FPS < 2:
-        raise UserError(f"families must be at least 1, seed at least 0 and the length at least two frames; got {families}, {seed}, {seconds} s.")
+        raise UserError(
+            f"Need families >= 1, seed >= 0, test families >= 0 and two frames; got {families}, {seed}, {test_families}, {seconds} s."
+        )
     folder = Path(out)
-    marker = {"format": "dfdc-ray generated corpus", "version": VERSION, "families": families, "seed": seed, "seconds": seconds, "test_families": test_families}
+    marker = {"version": VERSION, "families": families, "seed": seed, "seconds": seconds, "test_families": test_families}
     if _is_there(folder, marker):
         console.print(f"{folder}: this generated corpus is there already.", highlight=False, soft_wrap=True)
         return
@@ -181,7 +185,7 @@ def film(family: Family, *, seed: int, seconds: float) -> Iterator[Footage]:
         yield Footage(video, deliver(frames, delivery), scene, delivery.crf)
 
 
-def _is_there(folder: Path, marker: dict[str, object]) -> bool:
+def _is_there(folder: Path, marker: Mapping[str, float]) -> bool:
     """Whether this very corpus is there. What an interrupted run left is removed. Raises UserError about anything else."""
     if not folder.exists():
         return False
@@ -194,9 +198,12 @@ def _is_there(folder: Path, marker: dict[str, object]) -> bool:
     try:
         found = json.loads((folder / MARKER).read_text())
     except (FileNotFoundError, ValueError):
-        raise UserError(f"{folder} is not empty and holds no complete generated corpus. Give --out a new folder, or remove it first.") from None
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{folder} is not empty and holds no finished generated corpus. Give --out a new folder.")
     if found != marker:
-        differing = ", ".join(f"{key} {found.get(key)} there, {value} wanted" for key, value in marker.items() if found.get(key) != value)
+        other = {key: value for key, value in marker.items() if found.get(key) != value}
+        differing = ", ".join(f"{key} {found.get(key)} there, {value} wanted" for key, value in other.items())
         raise UserError(f"{folder} holds another generated corpus ({differing}). Give --out a new folder.")
     return True
 

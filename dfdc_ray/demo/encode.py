@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from dfdc_ray.demo.heads import Image
+from dfdc_ray.demo.identity import Image
 from dfdc_ray.demo.scene import FPS, HEIGHT, WIDTH
 from dfdc_ray.demo.voice import SAMPLE_RATE
 

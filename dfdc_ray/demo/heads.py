@@ -1,141 +1,16 @@
-"""Drawn heads: an identity (its shapes, colours and skin) and a painter that draws it with a given mouth, blink and light.
+"""The painter: draws the head of an identity with a given mouth, blink and light.
 
 A head is a height field (an ellipsoid with a nose, brows, eye sockets, lips and chin on it) shaded by Lambert's law, painted once per
-lighting on a canvas at about twice the size it will have in a frame; only eyes and mouth are drawn anew in each frame. Coordinates on
-the head are u, v: offsets from the face's centre in half-widths and half-heights, v downwards.
+lighting on a canvas at about twice the size it will have in a frame; only eyes and mouth are drawn anew in each frame.
 """
-
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float32]
-Image = npt.NDArray[np.uint8]
-Colour = tuple[float, float, float]  # RGB, 0-255
+from dfdc_ray.demo.identity import CANVAS_HEIGHT, CANVAS_WIDTH, CENTRE, Array, Colour, Identity, Image, locate, smooth_noise
 
-CANVAS_WIDTH, CANVAS_HEIGHT = 448, 576
-CENTRE = (224.0, 292.0)  # of the face on the canvas
 SHIFT = 4  # fractional bits of OpenCV's polygon coordinates
-
-SKIN: Array = np.array([(238, 206, 188), (224, 182, 156), (202, 152, 120), (170, 118, 86), (128, 84, 60), (92, 62, 47)], np.float32)
-HAIR: tuple[Colour, ...] = ((28, 22, 20), (52, 36, 26), (88, 58, 36), (130, 92, 56), (186, 150, 98), (142, 68, 38), (150, 146, 142))
-IRIS: tuple[Colour, ...] = ((66, 42, 26), (92, 62, 34), (108, 116, 70), (82, 118, 142), (106, 122, 128), (48, 32, 24))
-CLOTHES: tuple[Colour, ...] = ((52, 60, 84), (134, 44, 46), (226, 224, 216), (58, 92, 70), (40, 40, 44), (108, 130, 160), (196, 158, 72), (120, 84, 124))
-HairStyle = str
-HAIR_STYLES: tuple[HairStyle, ...] = ("bald", "short", "fringe", "parted", "long", "curly")
-
-
-def stream(seed: int, *names: str) -> np.random.Generator:
-    """A random generator that depends on the seed and these names alone, whichever process asks."""
-    return np.random.default_rng(np.random.SeedSequence([seed, *"/".join(names).encode()]))
-
-
-def smooth_noise(rng: np.random.Generator, shape: tuple[int, int], sigma_x: float, sigma_y: float) -> Array:
-    """Gaussian noise blurred to these sizes (pixels), with mean 0 and deviation 1; float32 [H, W]."""
-    noise = cv2.GaussianBlur(rng.standard_normal(shape, dtype=np.float32), (0, 0), sigma_x, sigmaY=sigma_y)
-    return ((noise - noise.mean()) / noise.std()).astype(np.float32)
-
-
-@dataclass(frozen=True)
-class Identity:
-    """What one person looks like. Lengths along u and v; colours RGB 0-255."""
-
-    skin: Colour
-    hair: Colour
-    iris: Colour
-    clothes: Colour
-    collar: int
-    hair_style: HairStyle
-    hairline: float  # v
-    half_width: float  # pixels of the canvas
-    half_height: float
-    jaw: float  # how much the face narrows downwards
-    squareness: float  # exponent of the outline
-    eye_u: float
-    eye_v: float
-    eye_width: float
-    eye_height: float
-    eye_slant: float
-    brow_rise: float
-    brow_thickness: float
-    brow_slant: float
-    nose_v: float  # of its tip
-    nose_width: float
-    nose_size: float
-    mouth_v: float
-    mouth_width: float
-    lip_height: float
-    lip_red: float
-    freckles: int
-    wrinkles: float
-    stubble: float
-    blotches: float
-    texture: int  # seed of the skin's texture
-    pitch_hz: float
-    formant_scale: float  # shorter vocal tract, higher formants
-
-
-def make_identity(rng: np.random.Generator, tone: float) -> Identity:
-    """A random identity whose skin lies near this tone (0 lightest, 1 darkest)."""
-    tone = float(np.clip(tone + rng.uniform(-0.1, 0.1), 0, 1)) * (len(SKIN) - 1)
-    low = min(int(tone), len(SKIN) - 2)
-    skin = SKIN[low] + (tone - low) * (SKIN[low + 1] - SKIN[low]) + rng.uniform(-6, 6, 3)
-    dark = tone > 2.6  # light hair and eyes are rare on dark skin
-    high_voice = rng.random() < 0.5
-    style = HAIR_STYLES[rng.choice(len(HAIR_STYLES), p=(0.08, 0.22, 0.18, 0.18, 0.18, 0.16))]
-    u = rng.uniform
-    return Identity(
-        skin=_colour(skin),
-        hair=_jitter(rng, HAIR[rng.integers(2 if dark else len(HAIR))], 8),
-        iris=_jitter(rng, IRIS[rng.integers(2 if dark else len(IRIS))], 8),
-        clothes=_jitter(rng, CLOTHES[rng.integers(len(CLOTHES))], 15),
-        collar=int(rng.integers(3)),
-        hair_style=style,
-        hairline=u(-0.72, -0.58),
-        half_width=u(104, 122),
-        half_height=u(144, 168),
-        jaw=u(0.12, 0.36),
-        squareness=u(2.0, 2.6),
-        eye_u=u(0.37, 0.45),
-        eye_v=u(-0.15, -0.05),
-        eye_width=u(0.17, 0.23),
-        eye_height=u(0.055, 0.095),
-        eye_slant=u(-0.03, 0.03),
-        brow_rise=u(0.15, 0.21),
-        brow_thickness=u(0.02, 0.055),
-        brow_slant=u(-0.05, 0.04),
-        nose_v=u(0.2, 0.3),
-        nose_width=u(0.13, 0.22),
-        nose_size=u(0.7, 1.3),
-        mouth_v=u(0.48, 0.58),
-        mouth_width=u(0.28, 0.42),
-        lip_height=u(0.05, 0.1),
-        lip_red=u(0.1, 0.7),
-        freckles=int(rng.choice((0, 0, 60, 160))),
-        wrinkles=u(0, 1) ** 2,
-        stubble=0.0 if high_voice else u(0, 1) ** 2,
-        blotches=u(1.0, 4.0),
-        texture=int(rng.integers(2**31)),
-        pitch_hz=u(165, 240) if high_voice else u(85, 145),
-        formant_scale=u(1.05, 1.2) if high_voice else u(0.9, 1.05),
-    )
-
-
-def _colour(values: npt.ArrayLike) -> Colour:
-    r, g, b = np.clip(np.asarray(values, np.float64), 0, 255)
-    return float(r), float(g), float(b)
-
-
-def _jitter(rng: np.random.Generator, colour: Colour, by: float) -> Colour:
-    return _colour(np.asarray(colour) + rng.uniform(-by, by, 3))
-
-
-def locate(identity: Identity, turn: float, u: float, v: float) -> tuple[float, float]:
-    """Canvas position of what lies at u, v of the face seen from the front, when the head is turned by so many radians."""
-    turned = float(np.sin(np.arcsin(np.clip(u, -1, 1)) + turn))
-    return CENTRE[0] + turned * identity.half_width, CENTRE[1] + v * identity.half_height
 
 
 class HeadPainter:
@@ -162,12 +37,12 @@ class HeadPainter:
         mouth: opening 0-1; blink: 0 open, 1 closed; gaze: -1 left to 1 right; light: 0 for the first lamp, 1 for the second.
         Returns uint8 [CANVAS_HEIGHT, CANVAS_WIDTH, 4]: RGB premultiplied by alpha, and alpha.
         """
-        (first, shade_1), (second, shade_2) = self._lit
-        image = cv2.addWeighted(first, 1 - light, second, light, 0)
+        image = np.empty_like(self._lit[0][0])
+        cv2.addWeighted(self._lit[0][0], 1 - light, self._lit[1][0], light, 0, dst=image)
         for side in (-1, 1):
-            self._draw_eye(image, side, blink, gaze, shade_1, shade_2, light)
-        self._draw_mouth(image, mouth, shade_1, shade_2, light)
-        return image  # type: ignore[return-value]
+            self._draw_eye(image, side, blink=blink, gaze=gaze, light=light)
+        self._draw_mouth(image, opening=mouth, light=light)
+        return image
 
     # -- what stays the same in all frames
 
@@ -217,7 +92,8 @@ class HeadPainter:
         dark = np.zeros(shape, np.uint8)
         for _ in range(i.freckles):
             u, v = rng.normal(0, 0.38), rng.normal(0.12, 0.2)
-            cv2.circle(dark, _fixed(self._point(u, v)), int(rng.uniform(1.0, 2.4) * 2**SHIFT), int(rng.integers(20, 70)), -1, cv2.LINE_AA, SHIFT)
+            radius, depth = int(rng.uniform(1.0, 2.4) * 2**SHIFT), int(rng.integers(20, 70))
+            cv2.circle(dark, _fixed(self._point(u, v)), radius, depth, -1, cv2.LINE_AA, SHIFT)
         for line in range(int(3 * i.wrinkles)):
             v = -0.42 - 0.06 * line
             self._stroke(dark, [(u, v - 0.03 * u * u) for u in np.linspace(-0.35, 0.35, 9)], 1.2, 60 * i.wrinkles)
@@ -226,9 +102,7 @@ class HeadPainter:
             self._stroke(dark, fold, 2.0, 25 + 60 * i.wrinkles)
             bag = [(side * i.eye_u + 0.2 * t, i.eye_v + 0.1 + 0.025 * (1 - t * t)) for t in np.linspace(-1, 1, 9)]
             self._stroke(dark, bag, 1.5, 20 + 50 * i.wrinkles)
-            brow = [
-                (side * (i.eye_u + 0.24 * t), i.eye_v - i.brow_rise + i.brow_slant * t + 0.035 * t * t) for t in np.linspace(-1, 1, 11)
-            ]
+            brow = [(side * (i.eye_u + 0.24 * t), i.eye_v - i.brow_rise + i.brow_slant * t + 0.035 * t * t) for t in np.linspace(-1, 1, 11)]
             self._brow(albedo, brow, rng)
             nostril = [(side * (0.55 * i.nose_width + 0.04 * t), i.nose_v + 0.065 - 0.01 * t) for t in (-1.0, 0.0, 1.0)]
             self._stroke(dark, nostril, 3.5, 130)
@@ -312,7 +186,10 @@ class HeadPainter:
 
     # -- what moves
 
-    def _draw_eye(self, image: Image, side: int, blink: float, gaze: float, shade_1: Array, shade_2: Array, light: float) -> None:
+    def _shade(self, box: tuple[slice, slice], light: float) -> Array:
+        return (1 - light) * self._lit[0][1][box] + light * self._lit[1][1][box]
+
+    def _draw_eye(self, image: Image, side: int, *, blink: float, gaze: float, light: float) -> None:
         i = self.identity
         x, y = self._point(side * i.eye_u, i.eye_v)
         narrowing = float(np.cos(np.arcsin(side * i.eye_u) + self.turn))
@@ -337,7 +214,7 @@ class HeadPainter:
             cv2.circle(ball, _fixed(pupil), int(radius * size * 2**SHIFT), tuple(colour.tolist()), -1, cv2.LINE_AA, SHIFT)
         glint = (pupil[0] - 0.3 * radius, pupil[1] - 0.35 * radius)
         cv2.circle(ball, _fixed(glint), int(0.2 * radius * 2**SHIFT), (250, 250, 250), -1, cv2.LINE_AA, SHIFT)
-        shade = (1 - light) * shade_1[box] + light * shade_2[box]
+        shade = self._shade(box, light)
         rows = (np.arange(height, dtype=np.float32) - (y - top)) / max(tall, 1)
         lid = np.clip(0.82 + 0.28 * rows, 0.5, 1.05)[:, None]  # the lid's shadow
         lit = ball * (0.35 + 0.65 * shade * lid)[..., None]
@@ -352,7 +229,7 @@ class HeadPainter:
         cv2.polylines(patch, [crease], False, tuple(0.6 * rgb[4, 4].astype(float)), 1, cv2.LINE_AA, SHIFT)
         rgb[:] = cv2.GaussianBlur(patch, (3, 3), 0.6)
 
-    def _draw_mouth(self, image: Image, opening: float, shade_1: Array, shade_2: Array, light: float) -> None:
+    def _draw_mouth(self, image: Image, *, opening: float, light: float) -> None:
         i = self.identity
         x, y = self._point(0, i.mouth_v)
         half = i.mouth_width * i.half_width * float(np.cos(self.turn)) * (1 - 0.12 * opening)
@@ -369,11 +246,10 @@ class HeadPainter:
         upper_out, upper_in = mid - bow - 0.15 * gap * arch, mid - 0.1 * lip * arch - 0.15 * gap * arch
         lower_in, lower_out = mid + 0.05 * lip * arch + 0.85 * gap * arch, mid + 1.1 * lip * arch**0.75 + gap * arch
         rgb = image[box][..., :3]
-        shade = ((1 - light) * shade_1[box] + light * shade_2[box])[..., None]
         patch = np.ascontiguousarray(rgb)
         skin = np.asarray(i.skin)
         red = skin * (1 - i.lip_red) + skin * np.array((0.95, 0.55, 0.58)) * i.lip_red
-        level = float(shade.mean())
+        level = float(self._shade(box, light).mean())
         upper = _fixed_array(np.concatenate((np.column_stack((xs, upper_out)), np.column_stack((xs, upper_in + 1))[::-1])))
         lower = _fixed_array(np.concatenate((np.column_stack((xs, lower_in - 1)), np.column_stack((xs, lower_out))[::-1])))
         inner = _fixed_array(np.concatenate((np.column_stack((xs, upper_in)), np.column_stack((xs, lower_in))[::-1])))

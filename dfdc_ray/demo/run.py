@@ -1,6 +1,6 @@
 """The whole way in miniature, by the same commands that a real corpus takes.
 
-    dfdc-ray demo --out out/demo        (or `make demo`)
+dfdc-ray demo --out out/demo        (or `make demo`)
 """
 
 import time

@@ -1,12 +1,14 @@
 """The recording of one person: background, body, movement, light, camera; gives the frames of a real video before encoding."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 
-from dfdc_ray.demo.heads import CENTRE, SHIFT, HeadPainter, Identity, Image, smooth_noise
+from dfdc_ray.demo.heads import SHIFT, HeadPainter
+from dfdc_ray.demo.identity import CENTRE, Identity, Image, smooth_noise
 from dfdc_ray.demo.voice import Voice, speak
 
 WIDTH, HEIGHT, FPS = 640, 360, 25
@@ -105,7 +107,7 @@ def record(scene: Scene, rng: np.random.Generator) -> list[Image]:
     return frames
 
 
-def expose(frame: Image, scene: Scene, n: int, grain: npt.NDArray[np.int16]) -> Image:
+def expose(frame: npt.NDArray[Any], scene: Scene, n: int, grain: npt.NDArray[np.int16]) -> Image:
     """What the scene's camera makes of a picture at frame n: uint8 RGB, the picture's size."""
     table = np.clip(scene.camera.table * scene.level[n], 0, 255).astype(np.uint8)
     seen = cv2.LUT(frame, table)
@@ -137,8 +139,8 @@ def _make_camera(rng: np.random.Generator) -> Camera:
     table = np.clip(255 * level * gain, 0, 255).astype(np.uint8)[None]
     size = (HEIGHT + 64, WIDTH + 64)
     grey, chroma = rng.standard_normal(size, dtype=np.float32), rng.standard_normal((*size, 3), dtype=np.float32)
-    chroma = cv2.GaussianBlur(chroma, (0, 0), 1.0)
-    noise = np.round(rng.uniform(0.6, 3.5) * (cv2.GaussianBlur(grey, (0, 0), 0.5)[..., None] + chroma))
+    grain = cv2.GaussianBlur(grey, (0, 0), 0.5)[..., None] + cv2.GaussianBlur(chroma, (0, 0), 1.0)
+    noise = np.round(rng.uniform(0.6, 3.5) * grain)
     return Camera(table, float(rng.uniform(0.2, 1.0)), noise.astype(np.int16))
 
 
@@ -190,21 +192,25 @@ def _draw_body(scene: Scene, rng: np.random.Generator) -> Image:
     t = np.linspace(-1, 1, 41)
     spread = rng.uniform(2.2, 2.7) * face_w
     slope = base + 0.1 * face_h + 0.55 * face_h * np.abs(t) ** 2.2
-    shoulders = np.concatenate((np.column_stack((x + spread * t, slope)), ((x + 1.1 * spread, 2.2 * HEIGHT), (x - 1.1 * spread, 2.2 * HEIGHT))))
+    arms = ((x + 1.1 * spread, 2.2 * HEIGHT), (x - 1.1 * spread, 2.2 * HEIGHT))
+    shoulders = np.concatenate((np.column_stack((x + spread * t, slope)), arms))
     neck_w = 0.58 * face_w
-    neck = np.array(((x - neck_w, chin), (x + neck_w, chin), (x + 1.35 * neck_w, base + 0.2 * face_h), (x, base + 0.42 * face_h), (x - 1.35 * neck_w, base + 0.2 * face_h)))
-    collar = (0.0, 0.12, 0.3)[i.collar]
-    neck[3, 1] += collar * face_h
+    neck_u, neck_y = (
+        np.array((-1, 1, 1.35, 0, -1.35)),
+        np.array((chin, chin, base + 0.2 * face_h, base + 0.42 * face_h, base + 0.2 * face_h)),
+    )
+    neck_y[3] += (0.0, 0.12, 0.3)[i.collar] * face_h
+    neck = np.column_stack((x + neck_w * neck_u, neck_y))
     for outline, colour in ((shoulders, i.clothes), (neck, tuple(0.8 * c for c in i.skin))):
         fixed = np.round(outline * 2**SHIFT).astype(np.int32)
         cv2.fillPoly(paint, [fixed], colour, cv2.LINE_AA, SHIFT)
         cv2.fillPoly(alpha, [fixed], 255, cv2.LINE_AA, SHIFT)
     half = (WIDTH, HEIGHT)
-    paint, alpha = cv2.resize(paint, half, interpolation=cv2.INTER_AREA), cv2.resize(alpha, half, interpolation=cv2.INTER_AREA)
+    colours, cover = cv2.resize(paint, half, interpolation=cv2.INTER_AREA), cv2.resize(alpha, half, interpolation=cv2.INTER_AREA)
     folds = cv2.resize(smooth_noise(rng, (HEIGHT // 8, WIDTH // 8), 1.5, 4), half, interpolation=cv2.INTER_CUBIC)
     cloth = 1 + 0.05 * folds + 0.02 * smooth_noise(rng, (HEIGHT, WIDTH), 0.7, 0.7)
     ys, xs = 2 * np.mgrid[:HEIGHT, :WIDTH].astype(np.float32)
     side = np.sign(scene.lights[0][0]) * 0.12 * (xs - x) / spread
     shadow = 1 - 0.45 * np.exp(-(((ys - chin - 0.1 * face_h) / (0.3 * face_h)) ** 2) - ((xs - x) / (1.1 * neck_w)) ** 4)
-    lit = np.clip(paint * (cloth * shadow * (0.95 + side))[..., None], 0, 255) * (alpha[..., None] / 255.0)
-    return cv2.GaussianBlur(np.dstack((lit, alpha)).astype(np.uint8), (0, 0), 0.5)  # type: ignore[return-value]
+    lit = np.clip(colours * (cloth * shadow * (0.95 + side))[..., None], 0, 255) * (cover[..., None] / 255.0)
+    return cv2.GaussianBlur(np.dstack((lit, cover)).astype(np.uint8), (0, 0), 0.5)  # type: ignore[return-value]

@@ -11,7 +11,8 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from dfdc_ray.demo.heads import SHIFT, HeadPainter, Identity, Image, locate
+from dfdc_ray.demo.heads import SHIFT, HeadPainter
+from dfdc_ray.demo.identity import Identity, Image, locate
 from dfdc_ray.demo.scene import HEIGHT, WIDTH, Scene, expose
 
 Matrix = npt.NDArray[np.float64]
@@ -78,7 +79,7 @@ class DonorFace:
 
 def swap(frames: Sequence[Image], scene: Scene, donor: DonorFace, traces: Traces, rng: np.random.Generator) -> list[Image]:
     """The original's frames (uint8 RGB [HEIGHT, WIDTH, 3]) with the donor's inner face; same number and size."""
-    return [_blend(frame, donor.paint(n, lag=traces.lag), donor.align, scene, n, traces, rng) for n, frame in enumerate(frames)]
+    return [_blend(frame, n, scene, donor, traces=traces, rng=rng) for n, frame in enumerate(frames)]
 
 
 def _align(donor: Identity, target: Identity, turn: float) -> Matrix:
@@ -90,8 +91,8 @@ def _align(donor: Identity, target: Identity, turn: float) -> Matrix:
     return np.array(((wide, 0, x_t - wide * x_d), (0, tall, eye_t - tall * eye_d), (0, 0, 1)))
 
 
-def _blend(frame: Image, head: Image, align: Matrix, scene: Scene, n: int, traces: Traces, rng: np.random.Generator) -> Image:
-    """One frame with the donor's painted head blended into its face."""
+def _blend(frame: Image, n: int, scene: Scene, donor: DonorFace, *, traces: Traces, rng: np.random.Generator) -> Image:
+    """Frame n with the donor's inner face blended in."""
     matrix, target = scene.matrices[n], scene.identity
     tremble = rng.normal(0, traces.tremble, 2)
     brightness = 1 + rng.normal(0, traces.flicker) if traces.flicker else 1.0
@@ -109,16 +110,17 @@ def _blend(frame: Image, head: Image, align: Matrix, scene: Scene, n: int, trace
     angle = float(np.degrees(np.arctan2(matrix[1, 0], matrix[0, 0])))
     cv2.ellipse(mask, middle, tuple(np.round(axes * 2**SHIFT).astype(int).tolist()), angle, 0, 360, 255, -1, cv2.LINE_AA, SHIFT)
 
-    to_box = matrix @ align
+    to_box = matrix @ donor.align
     to_box[:, 2] += 0.7 * tremble - (left, top)
     shrunk = tuple(max(8, round(side * traces.resolution)) for side in size)
     to_small = np.diag((shrunk[0] / size[0], shrunk[1] / size[1])) @ to_box
-    drawn = cv2.resize(cv2.warpAffine(head, to_small, shrunk), size, interpolation=cv2.INTER_LINEAR)
-    mask = cv2.multiply(mask, cv2.erode(drawn[..., 3], None, iterations=3), scale=1 / 255)  # nothing from beside the donor's face
-    mask = cv2.GaussianBlur(mask, (0, 0), traces.softness)
+    drawn = cv2.resize(cv2.warpAffine(donor.paint(n, lag=traces.lag), to_small, shrunk), size, interpolation=cv2.INTER_LINEAR)
+    covered = cv2.erode(drawn[..., 3], np.ones((7, 7), np.uint8))  # nothing from beside the donor's face
+    mask = cv2.GaussianBlur(cv2.multiply(mask, covered, scale=1 / 255), (0, 0), traces.softness)
     face = expose(drawn[..., :3], scene, n, np.round(traces.noise * scene.camera.grain(rng)[box]).astype(np.int16))
     if traces.sharpening:
-        face = cv2.addWeighted(face, 1 + traces.sharpening, cv2.GaussianBlur(face, (0, 0), 1.2), -traces.sharpening, 0)
+        blurred = cv2.GaussianBlur(face, (0, 0), 1.2)
+        cv2.addWeighted(face, 1 + traces.sharpening, blurred, -traces.sharpening, 0, dst=face)
     around, own = np.array(cv2.mean(frame[box], mask)[:3]), np.array(cv2.mean(face, mask)[:3])
     shift = (1 - traces.colour) * (around - own) + around.mean() * np.array(traces.tint)
     moved = face.astype(np.float32) * np.float32(brightness) + shift.astype(np.float32)

@@ -60,9 +60,10 @@ def speak(rng: np.random.Generator, *, seconds: float, pitch_hz: float, formant_
     smoothing = np.hanning(round(0.05 * SAMPLE_RATE))
     smoothing /= smoothing.sum()
     opening = np.convolve(opening, smoothing, "same")
+    edge = len(smoothing)
     for column in range(3):
-        formants[:, column] = np.convolve(np.pad(formants[:, column], len(smoothing), "edge"), smoothing, "same")[len(smoothing) : -len(smoothing)]
-    formants *= formant_scale
+        padded = np.pad(formants[:, column], edge, "edge")
+        formants[:, column] = formant_scale * np.convolve(padded, smoothing, "same")[edge:-edge]
 
     drift = 1 + 0.08 * np.sin(2 * np.pi * rng.uniform(0.4, 0.9) * time + rng.uniform(0, 6)) + 0.01 * np.sin(2 * np.pi * 5.5 * time)
     pitch = pitch_hz * drift * (1 - 0.06 * time / max(seconds, 0.1))
@@ -70,9 +71,7 @@ def speak(rng: np.random.Generator, *, seconds: float, pitch_hz: float, formant_
     sound = np.zeros(length)
     for harmonic in range(1, HARMONICS + 1):
         frequency = harmonic * pitch
-        gain = sum(
-            (0.7**n) / (1 + ((frequency - formants[:, n]) / (BANDWIDTHS_HZ[n] * formant_scale)) ** 2) for n in range(3)
-        )
+        gain = sum((0.7**n) / (1 + ((frequency - formants[:, n]) / (BANDWIDTHS_HZ[n] * formant_scale)) ** 2) for n in range(3))
         sound += np.where(frequency < SAMPLE_RATE / 2, (gain + 0.02) * np.sin(harmonic * phase), 0.0) / harmonic**0.6
     sound = sound * loud + 0.01 * loud * rng.standard_normal(length)
     sound *= 0.5 / max(1e-6, np.abs(sound).max())

@@ -117,15 +117,16 @@ def binary_metrics(scores: np.ndarray, labels: np.ndarray) -> Metrics:
 
 def _weighted_aucs(scores: np.ndarray, labels: np.ndarray, group_of: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """ROC AUC (Mann-Whitney, ties count half) of every replicate: weights [B, G] says how often a group was drawn. NaN: undefined."""
-    _, block = np.unique(scores, return_inverse=True)  # equal scores share a block; ascending
-    real, fake = labels == 0, labels == 1
+    order = np.argsort(scores, kind="stable")  # once; each replicate is then linear in N
+    real, fake = (order[labels[order] == label] for label in (0, 1))
+    below, not_above = (np.searchsorted(scores[real], scores[fake], side) for side in ("left", "right"))  # reals, for each fake
+    group_of_real, group_of_fake = group_of[real], group_of[fake]
     aucs = np.full(len(weights), np.nan)
-    for replicate, drawn in enumerate(weights):  # sorted once, so each replicate is linear in N
-        reals = np.bincount(block[real], weights=drawn[group_of[real]], minlength=block.max() + 1)
-        fakes = np.bincount(block[fake], weights=drawn[group_of[fake]], minlength=block.max() + 1)
-        pairs = reals.sum() * fakes.sum()
+    for replicate, drawn in enumerate(weights):
+        reals, fakes = np.concatenate([[0.0], np.cumsum(drawn[group_of_real])]), drawn[group_of_fake]
+        pairs = reals[-1] * fakes.sum()
         if pairs:
-            aucs[replicate] = fakes @ (np.cumsum(reals) - reals / 2) / pairs
+            aucs[replicate] = fakes @ (reals[below] + reals[not_above]) / 2 / pairs
     return aucs
 
 

@@ -114,7 +114,7 @@ def to_json(report: Report) -> dict[str, Any]:
 
 def _rounded(value: Any) -> Any:
     if isinstance(value, float):
-        return round(value, 6)  # single precision has no more to say
+        return float(f"{value:.6g}")  # single precision has no more to say
     if isinstance(value, dict):
         return {key: _rounded(item) for key, item in value.items()}
     return [_rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
@@ -224,11 +224,12 @@ def show(report: Report, console: Console) -> None:
         shown = ("always_fake", "constant_prior")  # the third is in the files: a terminal has 80 columns
         table = Table(box=box.SIMPLE_HEAD, padding=0, caption=caption, caption_justify="left")
         for name in (f"by {unit.removesuffix('s')}", "model", "95 % interval", *(_BASELINE_NAMES[name] for name in shown), "over"):
-            table.add_column(name, no_wrap=name != "model")
+            table.add_column(name, no_wrap=name != "model", min_width=9 if name == "model" else None)  # "undefined"
         for name, title, over in _LINES:
-            model, *others = (number(getattr(of, name), of) for of in (m, *(level.baselines[baseline] for baseline in shown)))
-            count = f"{getattr(m, over)} {_OVER[over] or unit}"
-            table.add_row(title, f"[bold]{model}[/]", _interval(level.intervals.get(name)), *others, count)
+            value = getattr(m, name)
+            others = [number(getattr(level.baselines[baseline], name), m) if value is not None else "-" for baseline in shown]
+            count = f"{getattr(m, over)} {_OVER[over]}"
+            table.add_row(title, f"[bold]{number(value, m)}[/]", _interval(level.intervals.get(name)), *others, count)
         console.print(table, highlight=False)
     if report.unscored:
         counts = Counter(v.status for v in report.unscored)

@@ -56,8 +56,10 @@ def evaluate(config: EvaluateConfig) -> None:
     manifest = read_manifest(config.faces)
     videos = _videos(config, scorer.config["split"])
     _refuse_seen(config, scorer.config, videos.groups)
+    warnings = _warnings(config, scorer.faces_config, manifest, videos)
+    storage.make_dirs(config.out)  # what cannot be written is said before the work, not after
     aggregates = _score(config, scorer, manifest, videos)
-    report = _report(config, scorer, manifest, videos, aggregates)
+    report = _report(config, scorer, manifest, videos, aggregates, warnings=warnings)
     reports.show(report, console)
     reports.write(report, config.out)
     console.print(f"Report: {storage.join(storage.absolute(config.out), 'report.md')}", markup=False, highlight=False, soft_wrap=True)
@@ -74,9 +76,16 @@ def _videos(config: EvaluateConfig, rule: str) -> _Videos:
             f"no labelled video of {config.faces} is in the {config.split} split by the checkpoint's rule {rule} (videos: {counts}). "
             "Give another --split, or a faces folder with more groups."
         )
-    index = pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(config.faces, "index.parquet"))), columns=["video_id", "method"])
-    methods = dict(zip(index["video_id"].to_pylist(), index["method"].to_pylist(), strict=True))
-    return _Videos(labelled, len(rows) - len(labelled), methods)
+    return _Videos(labelled, len(rows) - len(labelled), _methods(config.faces))
+
+
+def _methods(faces: str) -> dict[str, str | None]:
+    uri = storage.join(faces, "index.parquet")
+    try:
+        index = pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=["video_id", "method"])
+    except FileNotFoundError as error:
+        raise UserError(f"{uri} is absent. Copy the whole preprocess output, or run its `dfdc-ray preprocess` command again.") from error
+    return dict(zip(index["video_id"].to_pylist(), index["method"].to_pylist(), strict=True))
 
 
 def _refuse_seen(config: EvaluateConfig, checkpoint: Mapping[str, Any], groups: set[str]) -> None:
@@ -114,7 +123,15 @@ def _aggregate(rows: RowTable, scores: np.ndarray, sampled: Mapping[str, int]) -
     return aggregate(ids, tracks, rows.column("frame"), scores, sampled)
 
 
-def _report(config: EvaluateConfig, scorer: Scorer, manifest: Manifest, videos: _Videos, aggregates: Mapping[str, Aggregate]) -> Report:
+def _report(
+    config: EvaluateConfig,
+    scorer: Scorer,
+    manifest: Manifest,
+    videos: _Videos,
+    aggregates: Mapping[str, Aggregate],
+    *,
+    warnings: tuple[str, ...],
+) -> Report:
     prior = float(scorer.config["prior"])
     judged = tuple(_judged(row, aggregates.get(row["video_id"]), videos.methods.get(row["video_id"]), prior) for row in videos.labelled)
     in_frames = [(v, score) for v in judged if v.video_id in aggregates for score in aggregates[v.video_id].frame_scores]
@@ -123,7 +140,7 @@ def _report(config: EvaluateConfig, scorer: Scorer, manifest: Manifest, videos: 
     return Report(
         title=f"{scorer.config['model']} on the {config.split} split",
         protocol=_protocol(config, scorer, manifest, judged, frames_scored=frame.metrics.n),
-        warnings=_warnings(config, scorer.faces_config, manifest, videos),
+        warnings=warnings,
         video=video,
         frame=frame,
         videos=judged,

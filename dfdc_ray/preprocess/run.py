@@ -69,6 +69,7 @@ def _run(config: PreprocessConfig, settings: Settings, out: str, work: list[tupl
     context.execution_options.verbose_progress = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = max(1800, int(4 * config.video_timeout_s))
+    custom: dict[str, Any] = {"resources": {config.resource: 1}} if config.resource else {}
     items = [{"unit": unit.to_json(), "generation": generation} for unit, generation in work]
     results = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
         ProcessUnit,
@@ -78,7 +79,7 @@ def _run(config: PreprocessConfig, settings: Settings, out: str, work: list[tupl
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=1,
         memory=_MEMORY_PER_ACTOR,
-        **({"resources": {config.resource: 1}} if config.resource else {}),
+        **custom,
     )
     total = sum(len(unit.videos) for unit, _ in work)
     failures = []
@@ -162,4 +163,5 @@ def _summary(ledger: pa.Table, *, seconds: float) -> None:
 
 def _not_done(failures: list[tuple[str, str]]) -> str:
     reasons = "\n".join(f"  {unit_id}: {reason}" for unit_id, reason in failures[:10])
-    return f"{len(failures)} units were not done because storage or the machine failed:\n{reasons}\nRun the same command again: it does only these."
+    what = f"{len(failures)} units were not done because storage or the machine failed"
+    return f"{what}:\n{reasons}\nRun the same command again: it does only these."

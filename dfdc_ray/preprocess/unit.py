@@ -1,4 +1,4 @@
-"""What is done with one video and one unit: decode the sampled frames, find faces, cut them out. Knows nothing of Ray, processes or storage layout."""
+"""What is done with one video and one unit: decode the sampled frames, find faces, cut them out. Knows nothing of Ray or processes."""
 
 import time
 from collections.abc import Callable, Iterator

@@ -191,6 +191,7 @@ class _Run:
             "train_groups": list(plan.train_groups),
             "prior": plan.prior,
             "data_hash": plan.data_hash,
+            "faces_config": plan.faces_config,
             "selection": SELECTION,
             "epoch": at.epoch,
             "step": at.step,

@@ -39,8 +39,8 @@ class Counts:
 class Plan:
     """The rows of training and validation, and what a checkpoint records of them.
 
-    prior: share of fakes among the training videos that have a face. initial: first weights of a fresh run, None when there is a checkpoint
-    to go on from. finished: all epochs are done.
+    train has the columns group, row and label only. faces_config: how the faces were made. initial: first weights of a fresh run, None when
+    there is a checkpoint to go on from. finished: all epochs are done.
     """
 
     train: RowTable
@@ -48,11 +48,13 @@ class Plan:
     counts: dict[Split, Counts]
     train_groups: tuple[str, ...]
     data_hash: str
+    faces_config: dict[str, Any]
     initial: dict[str, torch.Tensor] | None
     finished: bool
 
     @property
     def prior(self) -> float:
+        """Share of fakes among the training videos that have a face."""
         counts = self.counts["train"]
         return counts.fake_videos / (counts.fake_videos + counts.real_videos)
 
@@ -81,6 +83,7 @@ def prepare(config: TrainConfig) -> Plan:
         counts=counts,
         train_groups=tuple(sorted(set(train.table["group_id"].cast("string").to_pylist()))),
         data_hash=manifest.data_hash,
+        faces_config=manifest.config,
         initial=None if saved else _initial_weights(config),
         finished=saved is not None and saved.config["epoch"] >= config.epochs,
     )

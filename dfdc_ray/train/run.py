@@ -6,6 +6,8 @@ A worker that dies is replaced, and training goes on from our own newest checkpo
 storage that all nodes see. Ray's own records of the run are in OUT/ray.
 """
 
+import logging
+import os
 from dataclasses import replace
 from typing import Any
 
@@ -13,11 +15,14 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train.v2.torch.torch_trainer import TorchTrainer
 from rich.table import Table
 
 from dfdc_ray import storage
-from dfdc_ray.cluster.run import connect, require
+from dfdc_ray.cluster.run import connect, joined, require
 from dfdc_ray.config import TrainConfig
 from dfdc_ray.console import console
 from dfdc_ray.errors import UserError
@@ -42,16 +47,21 @@ def train(config: TrainConfig) -> None:
         return
     connect()
     require(cpus=config.workers * config.cpus_per_worker, gpus=config.workers if config.gpu else 0)
-    trainer = ray.train.torch.TorchTrainer(
+    if not joined():
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody pre-empts a private session
+    trainer = _Trainer(
         _worker,
         train_loop_config={"config": config, "plan": ray.put(plan)},
-        scaling_config=ray.train.ScalingConfig(
+        scaling_config=ScalingConfig(
             num_workers=config.workers,
             use_gpu=config.gpu,
             resources_per_worker={"CPU": config.cpus_per_worker, **({"GPU": 1} if config.gpu else {})},
         ),
-        run_config=ray.train.RunConfig(
-            name="ray", storage_path=config.out, failure_config=ray.train.FailureConfig(max_failures=MAX_FAILURES)
+        run_config=RunConfig(
+            name="ray",
+            storage_path=config.out,
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+            logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     try:
@@ -66,6 +76,14 @@ def train(config: TrainConfig) -> None:
     _summary(config)
 
 
+class _Trainer(TorchTrainer):
+    """Without the actor that frees the workers of a dead controller: in a private session, which has no state API, it only complains."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks = super()._create_default_callbacks()
+        return [c for c in callbacks if joined() or not isinstance(c, PlacementGroupCleanerCallback)]
+
+
 def _worker(settings: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
     config: TrainConfig = settings["config"]
@@ -74,6 +92,7 @@ def _worker(settings: dict[str, Any]) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.set_num_threads(config.cpus_per_worker)
+    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats every report otherwise
     train_loop(
         config,
         ray.get(settings["plan"]),
@@ -96,7 +115,7 @@ def _summary(config: TrainConfig) -> None:
     history = saved.config["history"]
     best = min(history, key=lambda entry: entry["video_log_loss"])
     table = Table(title="Validation")
-    for name in ("epoch", "training loss", "frame log loss", "frame AUC", "video log loss", "video AUC", "images/s", "data wait"):
+    for name in ("epoch", "train loss", "frame log loss", "frame AUC", "video log loss", "video AUC", "images /s", "data wait"):
         table.add_column(name, justify="right")
     for e in history:
         scores = (e["train_loss"], e["frame_log_loss"], e["frame_auc"], e["video_log_loss"], e["video_auc"])

@@ -10,7 +10,6 @@ One thread: the caller runs one process for each CPU.
 
 from __future__ import annotations  # av.Packet has type parameters in its stubs only
 
-import io
 import math
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -99,8 +98,9 @@ def decode_frames(file: BinaryIO, info: VideoInfo, wanted: Sequence[int]) -> Ite
     """Decode the frames of these indices (ascending, unique) in one pass over the file that `info` was made from.
 
     Yields (index, uint8 RGB [height, width, 3]) in ascending order. After the last, VideoError("decode", ...) if wanted frames are missing
-    or damaged, or the file has a fault: damaged frames, and those that refer to them, are left out. Frames are as large as they are stored:
-    a stream may change its size half-way. ValueError for indices that are not ascending or not in the video.
+    or damaged, or the file has a fault: damaged frames, and those that refer to them, are left out. Only damage that the decoder notices
+    counts: some reads as other valid pictures, in HEVC and VP9 often. Where a stream changes its size half-way, so do the frames. ValueError
+    for indices that are not ascending or not in the video.
     """
     wanted = [int(index) for index in wanted]
     if sorted(set(wanted)) != wanted or (wanted and not 0 <= wanted[0] <= wanted[-1] < len(info.pts)):
@@ -158,6 +158,7 @@ class _Pass:
         self.references: list[bool] = []  # by number
         self.out_pts: Counter[int] = Counter()
         self.out = 0  # frames that have left the decoder
+        self.released = -1  # the last index handed on
         self.inside: set[int] = set()  # numbers that have not
         self.held: deque[tuple[int, int, VideoFrame]] = deque()  # number, index, frame
 
@@ -222,13 +223,15 @@ class _Pass:
             return self.out
         pts = self.sent_pts[number]
         self.out_pts[pts] += 1
-        return int(np.searchsorted(self.info.pts, pts)) + self.out_pts[pts] - 1
+        index = int(np.searchsorted(self.info.pts, pts)) + self.out_pts[pts] - 1
+        return index if index < len(self.info.pts) and self.info.pts[index] == pts else -1  # -1: a second frame from one packet
 
     def _release(self) -> Iterator[tuple[int, VideoFrame]]:
         """The frames whose references have left the decoder too: one may come out later, and only then be known to be damaged."""
         while self.held and not any(n < self.held[0][0] for n in self.inside):
             number, index, frame = self.held.popleft()
-            if self._sound(number):
+            if index > self.released and self._sound(number):  # out of order: its timestamp contradicts the decoder
+                self.released = index
                 yield index, frame
 
     def _sound(self, number: int) -> bool:
@@ -254,17 +257,10 @@ class _Source:
         return self._guarded(lambda: self.file.read(size), b"")
 
     def seek(self, offset: int, whence: int = 0) -> int:
-        return self._guarded(lambda: self._seek(offset, whence), -1)
+        return self._guarded(lambda: self.file.seek(offset, whence), -1)
 
     def tell(self) -> int:
         return self._guarded(self.file.tell, -1)
-
-    def _seek(self, offset: int, whence: int) -> int:
-        if whence == io.SEEK_CUR:
-            offset += self.file.tell()
-        elif whence == io.SEEK_END:
-            offset += self.file.seek(0, io.SEEK_END)
-        return self.file.seek(offset) if offset >= 0 else -1  # an empty or broken video sends FFmpeg anywhere
 
     def _guarded(self, call: Callable[[], T], otherwise: T) -> T:
         if self.error is None:

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -138,6 +139,7 @@ def test_every_labelled_video_of_the_split_is_counted(faces: Path, report_of_tes
     assert report["frame"]["metrics"]["n"] == report["protocol"]["frames_scored"] == 9 * FRAMES
     assert report["protocol"]["groups"] == report["video"]["groups"] == 3
     assert report["protocol"]["checkpoint_epoch"] == 3
+    assert report["protocol"]["log_loss_clipping"] == 1e-15
     assert report["protocol"]["data_hash"] == json.loads((faces / "manifest.json").read_text())["data_hash"]
     assert any("GENERATED" in warning for warning in report["warnings"])
 
@@ -200,3 +202,11 @@ def test_an_empty_split_is_explained(faces: Path, best: Path, tmp_path: Path) ->
 
 def test_the_splits_of_this_file_are_what_it_says() -> None:
     assert assign("parts:0-5/6/7-9", ["a", "b", "c"], [5, 6, 9]) == ["train", "validation", "test"]
+
+
+def test_an_incomplete_copy_of_the_faces_is_named(faces: Path, best: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(faces, copy)
+    (copy / "index.parquet").unlink()
+    with pytest.raises(UserError, match=r"index\.parquet is absent"):
+        _evaluate(copy, best, tmp_path / "report")

@@ -91,6 +91,7 @@ def test_learns_what_can_be_learnt(config: TrainConfig, capsys: pytest.CaptureFi
     assert saved["prior"] == pytest.approx(12 / 18)
     assert saved["train_groups"] == [f"toy/part-{i}" for i in range(6)]
     assert saved["split"] == config.split
+    assert saved["faces_config"] == {"frames": 4}
     assert saved["validation"] == min(history, key=lambda e: e["video_log_loss"])
     assert saved["transform"]["image_size"] == 32
     assert not (Path(config.out) / "best" / "state.pt").exists()

@@ -1,6 +1,8 @@
 """Training on Ray Train: two workers over gloo, and the way back from interruptions."""
 
-import os
+import tempfile
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +18,17 @@ pytestmark = [pytest.mark.ray, pytest.mark.timeout(180)]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    os.environ["RAY_AUTH_MODE"] = "disabled"
-    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+def session() -> Iterator[None]:
+    """A Ray of four CPUs on this machine, in a folder with a short name (its sockets' paths are limited)."""
     import ray
 
-    if not ray.is_initialized():
-        ray.init(address="local", num_cpus=4, include_dashboard=False, _temp_dir="/tmp/ray-t", object_store_memory=150e6)
-    yield
-    ray.shutdown()
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        ray.init(address="local", num_cpus=4, include_dashboard=False, _temp_dir=folder, object_store_memory=150e6)
+        yield
+        ray.shutdown()
 
 
 def _config(folder: Path, **changes: object) -> TrainConfig:
@@ -52,6 +56,38 @@ def test_two_workers_then_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFi
     capsys.readouterr()
     train(replace(config, workers=1))
     assert "nothing to do" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
+    """Killed after the first checkpoint within an epoch: Ray starts another, which goes on from there to the end."""
+    import psutil
+
+    from dfdc_ray.train.run import train
+
+    write_face_shards(tmp_path / "faces", families=5)
+    config = _config(tmp_path, epochs=3, batch_size=6, checkpoint_minutes=1e-9)
+    killed: list[int] = []
+
+    def kill() -> None:
+        while not list((tmp_path / "out" / "checkpoints").glob("step-*3")):
+            time.sleep(0.05)
+        mine = psutil.Process().children(recursive=True)
+        worker = next(p for p in mine if "".join(p.cmdline()).startswith("ray::RayTrainWorker"))
+        killed.append(worker.pid)
+        worker.kill()
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    train(config)
+    thread.join(timeout=1)
+    assert killed
+    assert [(e["epoch"], e["step"]) for e in checkpoint.load(f"{tmp_path}/out/checkpoints/step-000000024").config["history"]] == [
+        (1, 8),
+        (2, 16),
+        (3, 24),
+    ]
 
 
 def test_too_few_cpus_are_refused(tmp_path: Path) -> None:
