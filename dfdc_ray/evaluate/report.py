@@ -193,7 +193,7 @@ def markdown(report: Report) -> str:
         lines += [f"None: all {len(report.videos)} labelled videos have a score.", ""]
     short, scored = sum(v.short_tracks for v in report.videos), len(report.videos) - len(report.unscored)
     lines += [f"In {short} of the {scored} scored videos no track was long enough, so the longest counted.", ""]
-    lines += [f"Videos of the split without a label, left out: {report.unlabelled_videos}.", "", "## Worst mistakes", ""]
+    lines += [f"Videos without a label, which no split holds: {report.unlabelled_videos}.", "", "## Worst mistakes", ""]
     if report.worst:
         rows = [
             [v.video_id, v.label, v.method or "", f"{v.counted_as:.4f}", f"{v.frames_scored} of {v.frames_sampled}"] for v in report.worst

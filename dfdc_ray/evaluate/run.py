@@ -39,7 +39,7 @@ _GPU_LOADERS = 8  # processes that decode pictures for a GPU
 
 @dataclass(frozen=True)
 class _Videos:
-    """The videos of the split: ledger rows of the labelled ones in order of video_id, how many have no label, and methods by video_id."""
+    """The videos of the split: ledger rows of the labelled ones in order of video_id, how many of the folder have no label, and methods by video_id."""
 
     labelled: list[dict[str, Any]]
     unlabelled: int
@@ -66,17 +66,17 @@ def evaluate(config: EvaluateConfig) -> None:
 
 
 def _videos(config: EvaluateConfig, rule: str) -> _Videos:
-    ledger = read_ledger(config.faces)
-    assigned = splits.assign(rule, ledger["group_id"].to_pylist(), ledger["part"].to_pylist())
-    rows = [row for row, split in zip(ledger.to_pylist(), assigned, strict=True) if split == config.split]
-    labelled = sorted((row for row in rows if row["label"] is not None), key=lambda row: row["video_id"])
+    rows = read_ledger(config.faces).sort_by("video_id").to_pylist()
+    known = [row for row in rows if row["label"] is not None]  # Kaggle's test_videos have neither label nor part: no rule can place them
+    assigned = splits.assign(rule, [row["group_id"] for row in known], [row["part"] for row in known])
+    labelled = [row for row, split in zip(known, assigned, strict=True) if split == config.split]
     if not labelled:
         counts = ", ".join(f"{split} {assigned.count(split)}" for split in splits.SPLITS)
         raise UserError(
             f"no labelled video of {config.faces} is in the {config.split} split by the checkpoint's rule {rule} (videos: {counts}). "
             "Give another --split, or a faces folder with more groups."
         )
-    return _Videos(labelled, len(rows) - len(labelled), _methods(config.faces))
+    return _Videos(labelled, len(rows) - len(known), _methods(config.faces))
 
 
 def _methods(faces: str) -> dict[str, str | None]:

@@ -99,8 +99,8 @@ def decode_frames(file: BinaryIO, info: VideoInfo, wanted: Sequence[int]) -> Ite
 
     Yields (index, uint8 RGB [height, width, 3]) in ascending order. After the last, VideoError("decode", ...) if wanted frames are missing
     or damaged, or the file has a fault: damaged frames, and those that refer to them, are left out. Only damage that the decoder notices
-    counts: some reads as other valid pictures, in HEVC and VP9 often. Where a stream changes its size half-way, so do the frames. ValueError
-    for indices that are not ascending or not in the video.
+    counts: some reads as other valid pictures, in HEVC and VP9 often. Where a stream changes its size half-way, so do the frames.
+    ValueError for indices that are not ascending or not in the video.
     """
     wanted = [int(index) for index in wanted]
     if sorted(set(wanted)) != wanted or (wanted and not 0 <= wanted[0] <= wanted[-1] < len(info.pts)):

@@ -64,7 +64,8 @@ def _row(name: str, part: int, original: str | None = None, label: str | None = 
 @pytest.fixture(scope="module")
 def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Ten parts, each a group with one real and three fakes; the last part has a video of every kind of trouble."""
-    rows = [_row("unlabelled.mp4", 9, label=None)]
+    # As in Kaggle's test_videos: neither label nor part.
+    rows = [_row("test_videos/x.mp4", 9, label=None) | {"part": None, "group_id": "c/family:test_videos/x.mp4"}]
     for part in range(10):
         rows += [_row(f"r{part}.mp4", part), *(_row(f"f{part}{n}.mp4", part, f"r{part}.mp4", "FAKE") for n in range(3))]
     index = pa.Table.from_pylist(rows, schema=INDEX)
