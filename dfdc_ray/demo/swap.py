@@ -28,6 +28,8 @@ class Traces:
     resolution: float  # of the drawn face, as a share of the frame's
     sharpening: float  # overshoot of an unsharp mask
     noise: float  # share of the camera's noise on the face
+    grid: float  # amplitude, as a share of brightness, of the periodic pattern that a generator's upsampling leaves
+    grid_period: float  # pixels
     softness: float  # of the blend's edge: standard deviation in pixels
     size: float  # of the blended ellipse, as a share of the inner face
     offset: tuple[float, float]  # of the ellipse, pixels
@@ -41,7 +43,7 @@ class Traces:
 
 def make_traces(rng: np.random.Generator) -> Traces:
     """Random traces: some swaps are softer than their surroundings, others sharper, so that sharpness alone tells nothing."""
-    soft = rng.random() < 0.5
+    soft = rng.random() < 0.65
     tint = rng.normal(0, 1, 3)
     return Traces(
         lag=int(rng.choice((-6, -4, 4, 6))) if rng.random() < 0.25 else 0,
@@ -50,7 +52,9 @@ def make_traces(rng: np.random.Generator) -> Traces:
         resolution=float(rng.uniform(0.3, 0.55)) if soft else 1.0,
         sharpening=0.0 if soft else float(rng.uniform(0.6, 1.4)),
         noise=float(rng.uniform(0.0, 0.4)) if soft else float(rng.uniform(0.8, 1.6)),
-        softness=float(rng.uniform(1.0, 3.0)),
+        grid=float(rng.uniform(0.07, 0.15)),
+        grid_period=float(rng.uniform(7.0, 9.0)),
+        softness=float(rng.uniform(0.7, 2.0)),
         size=float(rng.uniform(0.86, 1.06)),
         offset=(float(rng.uniform(-4, 4)), float(rng.uniform(-4, 4))),
         tremble=float(rng.uniform(0.2, 1.4)),
@@ -91,11 +95,17 @@ def _align(donor: Identity, target: Identity, turn: float) -> Matrix:
     return np.array(((wide, 0, x_t - wide * x_d), (0, tall, eye_t - tall * eye_d), (0, 0, 1)))
 
 
+def _grid(size: tuple[int, int], middle: npt.NDArray[np.float64], traces: Traces) -> npt.NDArray[np.float32]:
+    """Factor about 1, float32 [height, width]: a checkerboard (Odena et al. 2016, doi:10.23915/distill.00003) fixed to the face."""
+    rows, columns = (np.cos(2 * np.pi * (np.arange(n) - at) / traces.grid_period) for n, at in zip(size[::-1], middle[::-1], strict=True))
+    return (1 + traces.grid * np.outer(rows, columns)).astype(np.float32)
+
+
 def _blend(frame: Image, n: int, scene: Scene, donor: DonorFace, *, traces: Traces, rng: np.random.Generator) -> Image:
     """Frame n with the donor's inner face blended in."""
     matrix, target = scene.matrices[n], scene.identity
     tremble = rng.normal(0, traces.tremble, 2)
-    brightness = 1 + rng.normal(0, traces.flicker) if traces.flicker else 1.0
+    brightness = np.float32(1 + rng.normal(0, traces.flicker))
     scale = float(np.hypot(*matrix[:, 0]))
     centre = matrix @ (*locate(target, scene.turn, 0, 0.2), 1) + traces.offset + tremble
     axes = traces.size * scale * np.array((0.78 * target.half_width, 0.66 * target.half_height))
@@ -123,7 +133,7 @@ def _blend(frame: Image, n: int, scene: Scene, donor: DonorFace, *, traces: Trac
         cv2.addWeighted(face, 1 + traces.sharpening, blurred, -traces.sharpening, 0, dst=face)
     around, own = np.array(cv2.mean(frame[box], mask)[:3]), np.array(cv2.mean(face, mask)[:3])
     shift = (1 - traces.colour) * (around - own) + around.mean() * np.array(traces.tint)
-    moved = face.astype(np.float32) * np.float32(brightness) + shift.astype(np.float32)
+    moved = face.astype(np.float32) * (brightness * _grid(size, centre - (left, top), traces))[..., None] + shift.astype(np.float32)
 
     weight = mask.astype(np.float32)[..., None] / 255
     fake = frame.copy()

@@ -12,27 +12,24 @@ from __future__ import annotations  # av.Packet has type parameters in its stubs
 
 import math
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO, TypeVar
+from typing import BinaryIO
 
 import av
 import numpy as np
 from av.buffer import Buffer
 from av.container import InputContainer
 from av.packet import Packet
-from av.stream import Disposition
 from av.video.codeccontext import VideoCodecContext
 from av.video.frame import VideoFrame
 from av.video.stream import VideoStream
 from numpy.typing import NDArray
 
-from dfdc_ray.errors import Stage, VideoError
+from dfdc_ray.errors import VideoError
 from dfdc_ray.video import h264
+from dfdc_ray.video.source import open_stream
 
-T = TypeVar("T")
-MAX_SIDE = 16384  # pixels; larger frames are refused before they are decoded
 MAX_DELAY = 32  # frames; what has not come out when a packet so much later has will not come (H.264 and HEVC reorder by 16 at most)
 
 
@@ -64,7 +61,7 @@ def probe(file: BinaryIO) -> VideoInfo:
 
     VideoError("probe", ...) if this is no video or no frame of it can be decoded. An exception of the file itself is passed on.
     """
-    with _open(file, "probe") as (container, stream):
+    with open_stream(file, "probe") as (container, stream):
         first: VideoFrame | None = None
         stamps: list[tuple[int | None, int | None]] = []
         packets, corrupt, fault, cause = 0, False, "", ""
@@ -112,7 +109,7 @@ def _decode(file: BinaryIO, info: VideoInfo, wanted: list[int]) -> Iterator[tupl
     missing = set(wanted)
     if not missing:
         return
-    with _open(file, "decode") as (container, stream):
+    with open_stream(file, "decode") as (container, stream):
         one_pass = _Pass(stream.codec_context, info, wanted)
         try:
             for packet in _from_keyframe(container.demux(stream)):
@@ -241,76 +238,6 @@ class _Pass:
             pts = self.sent_pts
             start = max((k for k in self.keyframes if k <= number and pts[k] <= pts[number]), default=0)
         return not any(bad == number or (start <= bad < number and reference) for bad, reference in self.damaged.items())
-
-
-class _Source:
-    """The file as FFmpeg sees it. An exception on reading is kept for the caller: storage that fails must not look like a bad video.
-
-    It has no name, so that the format is told from the content alone.
-    """
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file = file
-        self.error: Exception | None = None
-
-    def read(self, size: int) -> bytes:
-        return self._guarded(lambda: self.file.read(size), b"")
-
-    def seek(self, offset: int, whence: int = 0) -> int:
-        return self._guarded(lambda: self.file.seek(offset, whence), -1)
-
-    def tell(self) -> int:
-        return self._guarded(self.file.tell, -1)
-
-    def _guarded(self, call: Callable[[], T], otherwise: T) -> T:
-        if self.error is None:
-            try:
-                return call()
-            except Exception as error:  # raised again in _open
-                self.error = error
-        return otherwise
-
-
-@contextmanager
-def _open(file: BinaryIO, stage: Stage) -> Iterator[tuple[InputContainer, VideoStream]]:
-    """Open the file's video stream for one thread. FFmpeg's errors become VideoError(stage, ...), the file's own are raised as they are."""
-    av.logging.set_level(None)  # FFmpeg's own lines on stderr; its errors are raised in any case
-    file.seek(0)
-    source = _Source(file)
-    try:
-        with av.open(source, mode="r", metadata_errors="replace") as container:
-            stream = _video_stream(container, stage)
-            context = stream.codec_context
-            context.thread_count = 1
-            context.thread_type = "NONE"
-            context.options = {"max_pixels": str(MAX_SIDE * MAX_SIDE)}
-            if stream.codec.canonical_name == "hevc":  # else the decoder keeps most errors to itself
-                context.options |= {"err_detect": "explode"}
-            yield container, stream
-    except MemoryError:
-        raise
-    except (av.FFmpegError, VideoError) as error:
-        if source.error is not None:
-            raise source.error from error
-        if isinstance(error, VideoError):
-            raise
-        raise VideoError(stage, f"not a readable video: {error.strerror}") from error
-    if source.error is not None:
-        raise source.error
-
-
-def _video_stream(container: InputContainer, stage: Stage) -> VideoStream:
-    streams = [s for s in container.streams.video if not s.disposition & Disposition.attached_pic]  # cover art is no video
-    if not streams:
-        found = ", ".join(s.type for s in container.streams) or "no streams"
-        raise VideoError(stage, f"no video stream in this {container.format.name} file, only {found}")
-    stream = streams[0]
-    if stream.codec_context is None:
-        raise VideoError(stage, "FFmpeg has no decoder for the video stream")
-    width, height = stream.codec_context.width, stream.codec_context.height
-    if max(width, height) > MAX_SIDE:
-        raise VideoError(stage, f"frames of {width}x{height} pixels are refused (at most {MAX_SIDE} on a side)")
-    return stream
 
 
 def _from_keyframe(packets: Iterator[Packet[VideoStream]]) -> Iterator[Packet[VideoStream]]:

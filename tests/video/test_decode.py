@@ -12,7 +12,7 @@ import pytest
 from av.stream import Disposition
 
 from dfdc_ray.errors import StorageError, VideoError
-from dfdc_ray.video import decode
+from dfdc_ray.video import source
 from dfdc_ray.video.decode import VideoInfo, decode_frames, probe
 from dfdc_ray.video.sampling import sample
 
@@ -440,7 +440,7 @@ def test_what_is_no_video_on_disk(text: str, tmp_path: Path) -> None:
 def test_larger_frames_than_declared_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     data = encode(options=GOP)
     info = probe(io.BytesIO(data))
-    monkeypatch.setattr(decode, "MAX_SIDE", 100)
+    monkeypatch.setattr(source, "MAX_SIDE", 100)
     with pytest.raises(VideoError, match="160x96 pixels are refused"):
         list(decode_frames(io.BytesIO(data), info, [0]))
 
