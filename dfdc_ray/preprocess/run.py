@@ -4,6 +4,7 @@ dfdc-ray preprocess --corpus /data/dfdc --out /data/faces
 ray job submit --working-dir . -- python jobs/preprocess.py --corpus s3://bucket/dfdc --out s3://bucket/faces
 """
 
+import logging
 import os
 import platform
 import time
@@ -66,6 +67,7 @@ def _run(config: PreprocessConfig, settings: Settings, out: str, work: list[tupl
     actors = _actors(config, len(work))
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # ours counts videos, theirs blocks
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that its bars are off
     context.execution_options.verbose_progress = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = max(1800, int(4 * config.video_timeout_s))
