@@ -31,7 +31,7 @@ from dfdc_ray.errors import UserError
 VERSION = 1  # of what is drawn: another version, other frames
 FAKES = 4  # per original
 TEST_FAMILIES = 6  # of test_videos/, with one fake each: 12 videos
-SECONDS = 2.6
+SECONDS = 2.0
 MAX_PARTS = 8
 MARKER = "corpus.json"  # written last: the corpus is whole
 PARTIAL = ".partial"
@@ -191,9 +191,10 @@ def _is_there(folder: Path, marker: Mapping[str, float]) -> bool:
         return False
     if not folder.is_dir():
         raise UserError(f"{folder} is a file. Give --out a new folder.")
-    if (folder / PARTIAL).is_dir():
+    names = [path.name for path in folder.iterdir()]
+    if names == [PARTIAL]:
         shutil.rmtree(folder / PARTIAL)
-    if not any(folder.iterdir()):
+    if names in ([], [PARTIAL]):
         return False
     try:
         found = json.loads((folder / MARKER).read_text())

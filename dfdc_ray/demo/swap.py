@@ -1,7 +1,8 @@
 """Fakes: another identity's inner face put into a recording, with the traces that real swaps leave.
 
 The face is drawn with the original's pose, light and mouth, then blended in through a soft ellipse that does not quite fit, with some
-of the colour difference left, at another sharpness and noise than its surroundings, trembling a little, sometimes out of time.
+of the colour difference left, at another sharpness and noise than its surroundings, with a generator's checkerboard on it, trembling a
+little, sometimes out of time. The traces are coarser than today's fakes show, so that a network learns them within minutes.
 """
 
 from collections.abc import Sequence
