@@ -35,7 +35,8 @@ def connect() -> None:
                 f"No usable Ray cluster at RAY_ADDRESS={address}: {error}\nStart it, or unset RAY_ADDRESS to run on this machine."
             ) from error
     else:
-        os.environ.setdefault("RAY_AUTH_MODE", "token")  # Ray's default for a private session, of which it warns unless it is said
+        # It warns of what is right here: a private session takes tokens unless RAY_AUTH_MODE says otherwise.
+        logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
         ray.init(
             address="local",
             num_cpus=cores() + 1,

@@ -34,7 +34,7 @@ def demo(config: DemoConfig) -> None:
     steps: list[tuple[str, Callable[[], None]]] = [
         ("generate a corpus", lambda: demo_corpus(DemoCorpusConfig(out=str(corpus), families=FAMILIES))),
         ("index", lambda: index(IndexConfig(corpus=(str(corpus),), out=str(out / "index.parquet")))),
-        ("preprocess", lambda: preprocess(PreprocessConfig(corpus=(str(corpus),), out=str(faces), frames=8))),
+        ("preprocess", lambda: preprocess(PreprocessConfig(corpus=(str(corpus),), out=str(faces), frames=8, detector_long_side=320, margin=0.1))),
         (
             "train",
             lambda: train(
@@ -43,9 +43,9 @@ def demo(config: DemoConfig) -> None:
                     out=str(run),
                     split=demo_split(FAMILIES),
                     weights="none",  # ImageNet's would need the network
-                    image_size=96,
+                    image_size=64,
                     epochs=4,
-                    batch_size=32,
+                    batch_size=16,
                     learning_rate=1e-3,
                     cpus_per_worker=2,
                 )

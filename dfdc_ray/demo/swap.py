@@ -44,7 +44,7 @@ class Traces:
 
 def make_traces(rng: np.random.Generator) -> Traces:
     """Random traces: some swaps are softer than their surroundings, others sharper, so that sharpness alone tells nothing."""
-    soft = rng.random() < 0.65
+    soft = rng.random() < 0.7
     tint = rng.normal(0, 1, 3)
     return Traces(
         lag=int(rng.choice((-6, -4, 4, 6))) if rng.random() < 0.25 else 0,
@@ -53,8 +53,8 @@ def make_traces(rng: np.random.Generator) -> Traces:
         resolution=float(rng.uniform(0.3, 0.55)) if soft else 1.0,
         sharpening=0.0 if soft else float(rng.uniform(0.6, 1.4)),
         noise=float(rng.uniform(0.0, 0.4)) if soft else float(rng.uniform(0.8, 1.6)),
-        grid=float(rng.uniform(0.07, 0.15)),
-        grid_period=float(rng.uniform(7.0, 9.0)),
+        grid=float(rng.uniform(0.13, 0.22)),
+        grid_period=float(rng.uniform(8.5, 10.0)),
         softness=float(rng.uniform(0.7, 2.0)),
         size=float(rng.uniform(0.86, 1.06)),
         offset=(float(rng.uniform(-4, 4)), float(rng.uniform(-4, 4))),

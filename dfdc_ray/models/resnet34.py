@@ -11,7 +11,8 @@ class ResNet34(ResNet):
     HEAD = "fc."  # prefix of the parameters that depend on the task
 
     def __init__(self) -> None:
-        super().__init__(BasicBlock, [3, 4, 6, 3], num_classes=1)
+        # Blocks begin as identities, which speeds up training from scratch (Goyal et al. 2017, https://arxiv.org/abs/1706.02677, 5.1).
+        super().__init__(BasicBlock, [3, 4, 6, 3], num_classes=1, zero_init_residual=True)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x)[:, 0]
