@@ -34,7 +34,10 @@ def demo(config: DemoConfig) -> None:
     steps: list[tuple[str, Callable[[], None]]] = [
         ("generate a corpus", lambda: demo_corpus(DemoCorpusConfig(out=str(corpus), families=FAMILIES))),
         ("index", lambda: index(IndexConfig(corpus=(str(corpus),), out=str(out / "index.parquet")))),
-        ("preprocess", lambda: preprocess(PreprocessConfig(corpus=(str(corpus),), out=str(faces), frames=8, detector_long_side=320, margin=0.1))),
+        (
+            "preprocess",
+            lambda: preprocess(PreprocessConfig(corpus=(str(corpus),), out=str(faces), frames=8, detector_long_side=320, margin=0.1)),
+        ),
         (
             "train",
             lambda: train(
