@@ -53,6 +53,12 @@ def main(argv: list[str] | None = None) -> int:
             raise
         errors.print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         return 1
+    except Exception as error:  # not foreseen: said in one line all the same
+        if debug:
+            raise
+        what = escape(f"{type(error).__name__}: {error}")
+        errors.print(f"[bold red]Unexpected error:[/] {what}\n(--debug shows where it came from)", highlight=False, soft_wrap=True)
+        return 1
     return 0
 
 

@@ -69,5 +69,6 @@ def demo(config: DemoConfig) -> None:
     times.add_row("all", duration(time.monotonic() - begin))
     console.rule("done")
     console.print(times)
-    console.print("The corpus is drawn by code: its accuracy says nothing about real fakes.")
+    console.print("The corpus is drawn by code, its fakes with coarse traces: the accuracy shows that the parts work together,")
+    console.print("and says nothing about real fakes.")
     console.print(f"Report:     {report / 'report.md'}\nCheckpoint: {best}", highlight=False, soft_wrap=True)

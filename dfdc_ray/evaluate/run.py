@@ -39,7 +39,7 @@ _GPU_LOADERS = 8  # processes that decode pictures for a GPU
 
 @dataclass(frozen=True)
 class _Videos:
-    """The videos of the split: ledger rows of the labelled ones in order of video_id, how many of the folder have no label, and methods by video_id."""
+    """The videos of the split: labelled rows in order of video_id; how many of the folder have no label; methods by video_id."""
 
     labelled: list[dict[str, Any]]
     unlabelled: int

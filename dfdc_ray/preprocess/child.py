@@ -6,7 +6,6 @@ Limits on C code cannot be kept from inside, so the deadline is the supervisor's
 """
 
 import ctypes
-import os
 import resource
 import signal
 import sys
@@ -61,5 +60,4 @@ def _answer(connection: Connection, video: Video, guide: Guide | None, settings:
 
 
 if __name__ == "__main__":
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
     main()

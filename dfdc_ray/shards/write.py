@@ -16,7 +16,7 @@ def parquet_bytes(row_groups: Sequence[Sequence[dict[str, Any]]], schema: pa.Sch
     sink = io.BytesIO()
     compression = {name: "NONE" if name.startswith("image") else "ZSTD" for name in _leaves(schema)}
     strings = [f.name for f in schema if pa.types.is_string(f.type)]
-    with pq.ParquetWriter(sink, schema, compression=compression, use_dictionary=strings, write_statistics=strings + ["frame"]) as writer:
+    with pq.ParquetWriter(sink, schema, compression=compression, use_dictionary=strings, write_statistics=[*strings, "frame"]) as writer:
         for rows in row_groups:
             if rows:
                 writer.write_table(pa.Table.from_pylist(list(rows), schema=schema))
