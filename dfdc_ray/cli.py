@@ -93,7 +93,7 @@ def _repeatable(arguments: list[str], option: str) -> list[str]:
             taking = argument == option
             if not taking:
                 values.append(argument.split("=", 1)[1])
-        elif taking and not argument.startswith("--"):
+        elif taking and not argument.startswith("-"):
             values.append(argument)
         else:
             taking = False

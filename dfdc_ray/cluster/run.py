@@ -2,6 +2,7 @@
 
 import logging
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import ray
@@ -61,12 +62,13 @@ def capacity(resource: str) -> float:
     return float(ray.cluster_resources().get(resource, 0.0))
 
 
-def require(*, cpus: float, gpus: float = 0) -> None:
+def require(*, cpus: float, gpus: float = 0, custom: Mapping[str, float] | None = None) -> None:
     """Refuse a request that this session cannot meet, instead of hanging.
 
     A joined cluster may still grow by autoscaling, so there it is a warning.
     """
-    short = [f"{need:g} {name}s (there are {capacity(name):g})" for name, need in (("CPU", cpus), ("GPU", gpus)) if need > capacity(name)]
+    wanted = {"CPU": cpus, "GPU": gpus} | dict(custom or {})
+    short = [f"{need:g} {name} (there are {capacity(name):g})" for name, need in wanted.items() if need > capacity(name)]
     if not short:
         return
     message = "Ray cannot start this: it asks for " + " and ".join(short)

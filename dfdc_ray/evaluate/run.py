@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dfdc_ray import storage
+from dfdc_ray import __version__, storage
 from dfdc_ray.config import EvaluateConfig
 from dfdc_ray.console import Work, console
 from dfdc_ray.corpus import splits
@@ -32,8 +32,9 @@ from dfdc_ray.evaluate.scorer import Scorer, load_scorer
 from dfdc_ray.shards.dataset import FaceDataset, FixedOrder, RowTable, loader, read_rows
 from dfdc_ray.shards.manifest import Manifest, read_ledger, read_manifest
 
-GENERATED_METHODS = ("drawn_swap",)  # fakes of the generated corpus
+GENERATED = "drawn_"  # how the methods of the generated corpus begin
 _FREE = ("sampling", "frames", "real_multiplier")  # of the faces' configuration, what may differ from training without changing a face
+_NOT_DONE = {"status": "not_done", "stage": None, "error": "preprocess was interrupted before it", "core_decoded": 0}
 _GPU_LOADERS = 8  # processes that decode pictures for a GPU
 
 
@@ -66,7 +67,9 @@ def evaluate(config: EvaluateConfig) -> None:
 
 
 def _videos(config: EvaluateConfig, rule: str) -> _Videos:
-    rows = read_ledger(config.faces).sort_by("video_id").to_pylist()
+    ledger = {row["video_id"]: row for row in read_ledger(config.faces).to_pylist()}
+    index = _index(config.faces)
+    rows = [ledger.get(row["video_id"], row | _NOT_DONE) for row in index]
     known = [row for row in rows if row["label"] is not None]  # Kaggle's test_videos have neither label nor part: no rule can place them
     assigned = splits.assign(rule, [row["group_id"] for row in known], [row["part"] for row in known])
     labelled = [row for row, split in zip(known, assigned, strict=True) if split == config.split]
@@ -76,16 +79,18 @@ def _videos(config: EvaluateConfig, rule: str) -> _Videos:
             f"no labelled video of {config.faces} is in the {config.split} split by the checkpoint's rule {rule} (videos: {counts}). "
             "Give another --split, or a faces folder with more groups."
         )
-    return _Videos(labelled, len(rows) - len(known), _methods(config.faces))
+    return _Videos(labelled, len(rows) - len(known), {row["video_id"]: row["method"] for row in index})
 
 
-def _methods(faces: str) -> dict[str, str | None]:
+def _index(faces: str) -> list[dict[str, Any]]:
+    """Every video that preprocess knows of, also those that it has not done, in order of video_id."""
     uri = storage.join(faces, "index.parquet")
     try:
-        index = pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=["video_id", "method"])
+        table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=["video_id", "group_id", "part", "label", "method"])
     except FileNotFoundError as error:
         raise UserError(f"{uri} is absent. Copy the whole preprocess output, or run its `dfdc-ray preprocess` command again.") from error
-    return dict(zip(index["video_id"].to_pylist(), index["method"].to_pylist(), strict=True))
+    rows: list[dict[str, Any]] = table.sort_by("video_id").to_pylist()
+    return rows
 
 
 def _refuse_seen(config: EvaluateConfig, checkpoint: Mapping[str, Any], groups: set[str]) -> None:
@@ -182,7 +187,7 @@ def _warnings(config: EvaluateConfig, trained: Mapping[str, Any], manifest: Mani
         found.append("TRAINING DATA: the model was fitted to these very videos. This says nothing about videos that it has not seen.")
     if config.split == "validation":
         found.append("VALIDATION DATA: the checkpoint was chosen by it, so it looks better here than on new videos. Report the test split.")
-    if any(videos.methods.get(row["video_id"]) in GENERATED_METHODS for row in videos.labelled):
+    if any((videos.methods.get(row["video_id"]) or "").startswith(GENERATED) for row in videos.labelled):
         found.append("GENERATED CORPUS: these faces are drawn. This says nothing about real fakes.")
     differing = [
         f"{name} {trained.get(name)} in training, {manifest.config.get(name)} here"
@@ -222,7 +227,7 @@ def _protocol(
         "without_a_face": "counts at the training prior, by video; not in the numbers by frame",
         "train_prior": checkpoint["prior"],
         "device": str(scorer.device),
-        "versions": {"python": platform.python_version()}
-        | {name: version(name) for name in ("dfdc-ray", "torch", "torchvision", "torchmetrics", "numpy", "pyarrow")},
+        "versions": {"python": platform.python_version(), "dfdc-ray": __version__}
+        | {name: version(name) for name in ("torch", "torchvision", "torchmetrics", "numpy", "pyarrow")},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }

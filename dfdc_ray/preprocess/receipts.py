@@ -10,16 +10,19 @@ OUT/index.parquet  ledger.parquet  manifest.json    made from the above at the e
 
 import hashlib
 import json
+import platform
+import re
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dfdc_ray import storage
+from dfdc_ray import __version__, storage
 from dfdc_ray.errors import UserError
 from dfdc_ray.preprocess.plan import Unit
 from dfdc_ray.preprocess.settings import Settings
@@ -35,6 +38,8 @@ LEDGER = pa.schema(
         ("group_id", pa.string()),
         ("part", pa.int32()),
         ("label", pa.string()),
+        ("method", pa.string()),
+        ("original", pa.string()),
         ("unit_id", pa.string()),
         ("generation", pa.int32()),
         ("status", pa.string()),  # ok, no_face, error, missing, poison
@@ -50,6 +55,9 @@ LEDGER = pa.schema(
     ]
 )
 
+_NAME = re.compile(r"(.+)\.(\d+)\.json")  # of a receipt; anything else in the folder is not ours
+# What a receipt's ledger rows say of a video and the index may come to say otherwise (labels or groups.csv that arrive later).
+_FACTS = ("video_id", "label", "method", "original", "family_id", "group_id", "part")
 _THREADS = 32  # for reading many small objects
 
 
@@ -88,7 +96,7 @@ class Receipts:
         if not storage.create_once(uri, _json(asdict(receipt))):
             return _read(uri)
         seconds = {v.ledger["video_id"]: v.seconds for v in result.videos}
-        storage.write_bytes(storage.join(self.out, "stats", receipt.name), _json({"cpu_seconds": seconds}))
+        storage.write_bytes(storage.join(self.out, "stats", receipt.name), _json({"cpu_seconds": seconds, "versions": versions()}))
         return receipt
 
     def _data_file(self, folder: str, unit: Unit, row_groups: list[list[dict[str, Any]]], schema: pa.Schema) -> dict[str, Any] | None:
@@ -105,9 +113,9 @@ class Receipts:
         """The receipt in force of each unit, by unit_id."""
         newest: dict[str, tuple[int, str]] = {}
         for entry in storage.list_dir(storage.join(self.out, "receipts")):
-            unit_id, generation, suffix = entry.name.rsplit(".", 2)
-            if suffix == "json":
-                newest[unit_id] = max(newest.get(unit_id, (-1, "")), (int(generation), entry.uri))
+            if match := _NAME.fullmatch(entry.name):
+                unit_id, generation = match[1], int(match[2])
+                newest[unit_id] = max(newest.get(unit_id, (-1, "")), (generation, entry.uri))
         with ThreadPoolExecutor(_THREADS) as pool:
             return {r.unit_id: r for r in pool.map(_read, [uri for _, uri in sorted(newest.values())])}
 
@@ -133,7 +141,9 @@ def open_output(out: str, settings: Settings) -> Receipts:
 
 
 def todo(units: Iterable[Unit], done: dict[str, Receipt], retry: Iterable[str]) -> list[tuple[Unit, int]]:
-    """Units still to do, with the generation to write: no receipt yet, a video that came later, or an outcome to retry."""
+    """Units still to do, with the generation to write: without a receipt, with one that the index has overtaken (a video, file, label or
+    group that came or went since), or with an outcome to retry.
+    """
     again = set(retry)
     work = []
     for unit in units:
@@ -141,9 +151,11 @@ def todo(units: Iterable[Unit], done: dict[str, Receipt], retry: Iterable[str]) 
         if receipt is None:
             work.append((unit, 0))
             continue
+        known = {tuple(row[name] for name in _FACTS) for row in receipt.videos}
+        planned = {tuple(getattr(video, name) for name in _FACTS) for video in unit.videos}
         ended = {row["video_id"]: row["status"] for row in receipt.videos}
-        arrived = any(v.video_id not in ended or (ended[v.video_id] == "missing" and v.uri is not None) for v in unit.videos)
-        if arrived or again & set(ended.values()):
+        arrived = any(ended.get(v.video_id) == "missing" and v.uri is not None for v in unit.videos)
+        if known != planned or arrived or again & set(ended.values()):
             work.append((unit, receipt.generation + 1))
     return work
 
@@ -153,15 +165,40 @@ def remember(out: str, index: pa.Table) -> pa.Table:
     uri = storage.join(out, "index.parquet")
     if storage.exists(uri):
         earlier = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+        _check_same_videos(out, earlier, index)
         again = pc.is_in(earlier["video_id"], value_set=index["video_id"].combine_chunks())
         index = pa.concat_tables([earlier.filter(pc.invert(again)), index]).sort_by("video_id")
+    groups: dict[str, str] = {}
+    for row in index.select(["family_id", "group_id"]).to_pylist():
+        if groups.setdefault(row["family_id"], row["group_id"]) != row["group_id"]:
+            raise UserError(
+                f"The family {row['family_id']} would be in two groups, {groups[row['family_id']]} and {row['group_id']}, because its "
+                f"videos were indexed apart. Give all its parts in one command with a new --out, or a groups.csv."
+            )
     storage.write_bytes(uri, _parquet(index))
     return index
 
 
-def publish(receipts: Receipts, settings: Settings, *, versions: dict[str, str]) -> pa.Table:
-    """Write ledger and manifest from the receipts in force; return the ledger, ordered by video_id."""
-    done = receipts.read()
+def _check_same_videos(out: str, earlier: pa.Table, index: pa.Table) -> None:
+    """Two corpora with folders of the same name give the same ids to different videos: their sizes tell."""
+    sizes = dict(zip(earlier["video_id"].to_pylist(), earlier["size_bytes"].to_pylist(), strict=True))
+    for row in index.select(["video_id", "size_bytes", "uri"]).to_pylist():
+        before = sizes.get(row["video_id"])
+        if before is not None and row["size_bytes"] is not None and before != row["size_bytes"]:
+            raise UserError(
+                f"{row['uri']} ({row['size_bytes']} bytes) would be {row['video_id']}, but {out} knows another video of {before} bytes "
+                "by that name. Name the corpus (--corpus NAME=URI), or give another --out."
+            )
+
+
+def publish(receipts: Receipts, units: Iterable[Unit], settings: Settings, *, versions: dict[str, str]) -> pa.Table:
+    """Write ledger and manifest from the receipts in force; return the ledger, ordered by video_id.
+
+    units: all that the index knows; a receipt of another one was overtaken when its videos went to other families, and does not count.
+    versions: of what writes this (those that made the rows are in stats/).
+    """
+    planned = {unit.unit_id for unit in units}
+    done = {unit_id: receipt for unit_id, receipt in receipts.read().items() if unit_id in planned}
     rows = sorted((row for r in done.values() for row in r.videos), key=lambda row: row["video_id"])
     ledger = pa.Table.from_pylist(rows, schema=LEDGER)
     files = [r.faces for _, r in sorted(done.items()) if r.faces]
@@ -170,12 +207,18 @@ def publish(receipts: Receipts, settings: Settings, *, versions: dict[str, str])
         "kind": "plain",
         "data_hash": hashlib.sha256("\n".join(f["sha256"] for f in files).encode()).hexdigest(),
         "config": asdict(settings),
-        "versions": versions,
+        "written_by": versions,
         "files": files,
     }
     storage.write_bytes(storage.join(receipts.out, "ledger.parquet"), _parquet(ledger))
     storage.write_bytes(storage.join(receipts.out, "manifest.json"), _json(manifest))
     return ledger
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides the bytes: recorded, not hashed."""
+    packages = ("ray", "av", "deepface", "opencv-contrib-python-headless", "numpy", "pyarrow")
+    return {"python": platform.python_version(), "dfdc-ray": __version__} | {name: version(name) for name in packages}
 
 
 def settings_hash(settings: Settings) -> str:

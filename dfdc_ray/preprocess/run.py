@@ -6,9 +6,7 @@ ray job submit --working-dir . -- python jobs/preprocess.py --corpus s3://bucket
 
 import logging
 import os
-import platform
 import time
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,7 @@ import pyarrow.compute as pc
 import ray
 from rich.table import Table
 
-from dfdc_ray import __version__, storage
+from dfdc_ray import storage
 from dfdc_ray.cluster import run as cluster
 from dfdc_ray.config import PreprocessConfig
 from dfdc_ray.console import Work, console, duration
@@ -36,33 +34,44 @@ _MEMORY_PER_ACTOR = 1.5 * 2**30  # bytes that Ray reserves: actor and child toge
 
 def preprocess(config: PreprocessConfig) -> None:
     """The `preprocess` command. UserError for what can be put right, also when storage kept units from being done."""
+    settings = settings_of(config)
+    _check_limits(config)
     index, counts = build_index(config.corpus)
     print_counts(counts)
-    settings = settings_of(config)
     out = storage.absolute(config.out)
     output = rc.open_output(out, settings)
     given = set(pc.unique(index["family_id"]).to_pylist())
-    planned = [unit for unit in units(rc.remember(out, index)) if unit.family_id in given]
+    known = units(rc.remember(out, index))
+    planned = [unit for unit in known if unit.family_id in given]
     work = rc.todo(planned, output.read(), config.retry)
     videos = sum(len(unit.videos) for unit in planned)
     left = sum(len(unit.videos) for unit, _ in work)
     console.print(f"Plan: {len(planned)} units, {videos} videos; {videos - left} done before, {left} to do. Output: {out}", highlight=False)
     start = time.monotonic()
-    failures = _run(config, settings, out, work) if work else []
-    ledger = rc.publish(output, settings, versions=versions())
+    failures: dict[str, str] = {}
+    try:
+        failures = _run(config, settings, out, work) if work else {}
+    finally:  # what is done can be used, however this run ends
+        ledger = rc.publish(output, known, settings, versions=rc.versions())
     _summary(ledger, seconds=time.monotonic() - start)
+    undone = {unit.unit_id for unit, _ in rc.todo([unit for unit, _ in work], output.read(), ())}
+    for unit_id in sorted(undone - failures.keys()):
+        failures[unit_id] = "its worker wrote no receipt that is seen here: --out must be on storage that all nodes share"
     if failures:
         raise UserError(_not_done(failures))
 
 
-def versions() -> dict[str, str]:
-    """Versions of what decides the bytes, recorded beside them."""
-    packages = ("ray", "av", "deepface", "opencv-contrib-python-headless", "numpy", "pyarrow")
-    return {"python": platform.python_version(), "dfdc-ray": __version__} | {name: version(name) for name in packages}
+def _check_limits(config: PreprocessConfig) -> None:
+    smallest = {"video_timeout_s": 1, "video_memory_mb": 512}
+    for name, least in smallest.items():
+        if getattr(config, name) < least:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least {least}.")
+    if config.workers is not None and config.workers < 1:
+        raise UserError(f"--workers {config.workers}: must be at least 1.")
 
 
-def _run(config: PreprocessConfig, settings: Settings, out: str, work: list[tuple[Unit, int]]) -> list[tuple[str, str]]:
-    """Do the units; return (unit_id, reason) of those that storage or the machine kept from being done."""
+def _run(config: PreprocessConfig, settings: Settings, out: str, work: list[tuple[Unit, int]]) -> dict[str, str]:
+    """Do the units; return the reason by unit_id for those that storage or the machine kept from being done."""
     cluster.connect()
     actors = _actors(config, len(work))
     context = ray.data.DataContext.get_current()
@@ -70,7 +79,8 @@ def _run(config: PreprocessConfig, settings: Settings, out: str, work: list[tupl
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that its bars are off
     context.execution_options.verbose_progress = False
     context.print_on_execution_start = False
-    context.execution_no_progress_timeout_s = max(1800, int(4 * config.video_timeout_s))
+    slowest = max(len(unit.videos) for unit, _ in work) * 2 * config.video_timeout_s  # every video stalls, twice
+    context.execution_no_progress_timeout_s = int(1800 + slowest)
     custom: dict[str, Any] = {"resources": {config.resource: 1}} if config.resource else {}
     items = [{"unit": unit.to_json(), "generation": generation} for unit, generation in work]
     results = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
@@ -84,13 +94,13 @@ def _run(config: PreprocessConfig, settings: Settings, out: str, work: list[tupl
         **custom,
     )
     total = sum(len(unit.videos) for unit, _ in work)
-    failures = []
+    failures: dict[str, str] = {}
     faces = bad = 0
     with Work("preprocess", total=total, unit="videos") as progress:
         for row in results.iter_rows():
             faces, bad = faces + row["faces"], bad + row["bad"]
             if row["failure"]:
-                failures.append((row["unit_id"], row["failure"]))
+                failures[row["unit_id"]] = row["failure"]
             progress.advance(row["videos"], detail=f"{faces} faces, {bad} videos without, {len(failures)} units not done")
     return failures
 
@@ -102,7 +112,8 @@ def _actors(config: PreprocessConfig, units_left: int) -> int:
         raise UserError(f"The Ray cluster has no {resource} to spare for preprocessing; give --workers to wait for it to grow.")
     actors = min(config.workers or have, units_left)
     if config.workers:
-        cluster.require(cpus=actors + (0 if config.resource else 1))
+        custom = {config.resource: float(actors)} if config.resource else {}
+        cluster.require(cpus=actors + (0 if config.resource else 1), custom=custom)
     return max(1, actors)
 
 
@@ -122,6 +133,8 @@ class ProcessUnit:
             try:
                 receipt = self.output.commit(process_unit(unit, self.worker.process), generation=generation)
                 break
+            except UserError as error:  # such as access that is denied: trying again does not help
+                return _report(unit, [], failure=str(error))
             except StorageError as error:
                 if attempt == _STORAGE_TRIES - 1:
                     return _report(unit, [], failure=str(error))
@@ -163,7 +176,7 @@ def _summary(ledger: pa.Table, *, seconds: float) -> None:
     console.print(f"Took {duration(seconds)}.")
 
 
-def _not_done(failures: list[tuple[str, str]]) -> str:
-    reasons = "\n".join(f"  {unit_id}: {reason}" for unit_id, reason in failures[:10])
+def _not_done(failures: dict[str, str]) -> str:
+    reasons = "\n".join(f"  {unit_id}: {reason}" for unit_id, reason in list(failures.items())[:10])
     what = f"{len(failures)} units were not done because storage or the machine failed"
     return f"{what}:\n{reasons}\nRun the same command again: it does only these."

@@ -71,7 +71,7 @@ def ledger_row(video: Video, *, status: str, stage: str | None = None, error: st
     """One row of the ledger; counts that are not given are 0, box_source None."""
     zeros: dict[str, Any] = {"frames_wanted": 0, "frames_decoded": 0, "core_decoded": 0, "frames_with_face": 0, "faces": 0}
     zeros |= {"box_source": None, "alignment": None}
-    ids = {name: getattr(video, name) for name in ("corpus", "video_id", "family_id", "group_id", "part", "label")}
+    ids = {name: getattr(video, name) for name in ("corpus", "video_id", "family_id", "group_id", "part", "label", "method", "original")}
     return ids | {"status": status, "stage": stage, "error": error} | zeros | counts
 
 
@@ -136,7 +136,7 @@ class _Work:
             if self.settings.crop == "frame":
                 self._pass(file, info, samples, found, whole=True)
             else:
-                if guide is not None and any(guide.faces.values()):
+                if guide is not None and any(guide.faces.get(s.frame) for s in samples):
                     self._pass(file, info, samples, found, guide=guide)
                     with self.at("align"):
                         boxes: dict[int, list[Box]] = {f: [face.box for _, face in faces] for f, faces in guide.faces.items()}
@@ -208,10 +208,11 @@ class _Work:
         rows = [row for s in samples for row in self._rows(info, s, found, source)]
         rows.sort(key=lambda row: (row["track_id"] or 0, row["frame"]))
         guide = None
-        if self.video.label == "REAL" and self.settings.crop == "face":
+        may_guide = self.video.video_id == self.video.family_id and self.video.label != "FAKE"
+        if may_guide and self.settings.crop == "face":
             faces = {f: list(zip(found.tracks[f], found.faces[f], strict=True)) for f in core}
             guide = Guide(info.width, info.height, len(info.pts), tuple(core), faces, found.thumbnails)
-        elif self.video.label == "REAL":
+        elif may_guide:
             guide = Guide(info.width, info.height, len(info.pts), tuple(core), {}, {})
         boxes = [{name: row[name] for name in _BOX_COLUMNS} for row in rows] if source == "self" else []
         return VideoResult(ledger_row(self.video, status=status, **counts), rows, boxes, guide, self.seconds)

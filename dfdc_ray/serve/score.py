@@ -91,6 +91,8 @@ def score_video(uri: str, scorer: Scorer, detector: Detector | None, settings: S
         result = process_video(video, settings, detector, None)
     except StorageError as error:  # cannot be read now: the other videos go on
         return VideoScore(uri=uri, status="error", stage="open", error=str(error))
+    except Exception as error:  # a library's own trouble with one video
+        return VideoScore(uri=uri, status="error", stage="decode", error=f"{type(error).__name__}: {error}")
     ledger, rows = result.ledger, result.faces
     if ledger["status"] != "ok":
         status: Literal["no_face", "error"] = "no_face" if ledger["status"] == "no_face" else "error"

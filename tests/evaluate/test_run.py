@@ -83,7 +83,7 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
             error = {"stage": "decode", "error": "broken"} if kind == "error" else {}
             results.append(VideoResult(ledger_row(video, status=status, core_decoded=FRAMES, **error), found))
         output.commit(UnitResult(unit, results), generation=0)
-    receipts.publish(output, SETTINGS, versions={})
+    receipts.publish(output, units(index), SETTINGS, versions={})
     return out
 
 

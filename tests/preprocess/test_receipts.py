@@ -96,8 +96,9 @@ def test_of_many_writers_one_wins_and_all_see_it(output):
 
 def test_data_without_a_receipt_does_not_exist(output, tmp_path):
     (tmp_path / "out" / "faces" / "b-2.0123456789abcdef.parquet").write_bytes(b"half a file")
-    output.commit(result(video("a")), generation=0)
-    ledger = publish(output, SETTINGS, versions={})
+    work = result(video("a"))
+    output.commit(work, generation=0)
+    ledger = publish(output, [work.unit], SETTINGS, versions={})
     assert ledger["video_id"].to_pylist() == ["c/a"]
     assert len(json.loads((tmp_path / "out" / "manifest.json").read_text())["files"]) == 1
 
@@ -109,7 +110,7 @@ def test_retry_writes_the_next_generation_which_then_counts(output):
     assert todo([bad.unit], output.read(), ["error"]) == [(bad.unit, 1)]
     output.commit(result(video("a")), generation=1)
     assert output.read()["a-1"].generation == 1
-    assert publish(output, SETTINGS, versions={})["status"].to_pylist() == ["ok"]
+    assert publish(output, [bad.unit], SETTINGS, versions={})["status"].to_pylist() == ["ok"]
 
 
 def test_the_tenth_generation_is_newer_than_the_ninth(output):
@@ -123,6 +124,43 @@ def test_a_fake_that_arrives_later_is_work_to_do(output):
     output.commit(early, generation=0)
     late = Unit("a-1", "c/a", (video("a"), video("b", label="FAKE")))
     assert todo([late], output.read(), []) == [(late, 1)]
+
+
+def test_a_label_or_group_that_changes_later_is_work_to_do(output):
+    early = result(video("a"))
+    output.commit(early, generation=0)
+    relabelled = Unit("a-1", "c/a", (replace(video("a"), label="FAKE"),))
+    regrouped = Unit("a-1", "c/a", (replace(video("a"), group_id="c/group:g"),))
+    assert [generation for _, generation in todo([relabelled], output.read(), [])] == [1]
+    assert [generation for _, generation in todo([regrouped], output.read(), [])] == [1]
+
+
+def test_a_unit_whose_videos_went_to_another_family_no_longer_counts(output):
+    alone = result(video("b", label="FAKE"))
+    output.commit(alone, generation=0)
+    family = UnitResult(Unit("z-2", "c/z", (video("b", label="FAKE", family="z"),)), alone.videos)
+    output.commit(family, generation=0)
+    assert publish(output, [family.unit], SETTINGS, versions={})["video_id"].to_pylist() == ["c/b"]
+
+
+def test_a_stray_file_among_the_receipts_is_left_alone(output, tmp_path):
+    (tmp_path / "out" / "receipts" / ".nfs0001").write_bytes(b"x")
+    output.commit(result(video("a")), generation=0)
+    assert list(output.read()) == ["a-1"]
+
+
+def test_another_video_under_a_known_name_is_refused(tmp_path, index_row):
+    remember(str(tmp_path), pa.Table.from_pylist([index_row("a.mp4")], schema=INDEX))
+    other = index_row("a.mp4") | {"size_bytes": 2}
+    with pytest.raises(UserError, match="NAME=URI"):
+        remember(str(tmp_path), pa.Table.from_pylist([other], schema=INDEX))
+
+
+def test_a_family_that_would_be_in_two_groups_is_refused(tmp_path, index_row):
+    remember(str(tmp_path), pa.Table.from_pylist([index_row("a.mp4", original="z.mp4")], schema=INDEX))
+    original = index_row("z.mp4") | {"group_id": "c/part:3"}
+    with pytest.raises(UserError, match="two groups"):
+        remember(str(tmp_path), pa.Table.from_pylist([original], schema=INDEX))
 
 
 def test_a_missing_video_whose_file_has_come_is_work_to_do(output):

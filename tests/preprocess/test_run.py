@@ -66,14 +66,18 @@ def test_another_configuration_is_refused_without_a_traceback(small_corpus, undi
 
 def test_killed_half_way_and_run_again_gives_the_same(small_corpus, undisturbed, tmp_path):
     receipts = tmp_path / "receipts"
-    with subprocess.Popen(command(small_corpus, tmp_path), env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL) as driver:
+    with subprocess.Popen(
+        command(small_corpus, tmp_path, "--workers", "1"), env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL
+    ) as driver:
         while not (receipts.is_dir() and len(list(receipts.glob("*.json"))) >= 2):
             assert driver.poll() is None, "it ended before it could be killed"
             time.sleep(0.02)
         os.killpg(driver.pid, signal.SIGKILL)
     first = len(list(receipts.glob("*.json")))
     assert not (tmp_path / "manifest.json").exists()
-    run(*command(small_corpus, tmp_path))
+    output = run(*command(small_corpus, tmp_path))
+    assert " 0 done before" not in output
+    assert " 0 to do" not in output
     assert first < len(list(receipts.glob("*.json")))
     assert rows(tmp_path).equals(rows(undisturbed))
     assert pq.read_table(tmp_path / "ledger.parquet").equals(pq.read_table(undisturbed / "ledger.parquet"))
