@@ -101,12 +101,12 @@ def test_memory_is_limited(settings, video, tmp_path):
     path = tmp_path / "large.mp4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=25, options={"preset": "ultrafast"})
-        stream.width, stream.height, stream.pix_fmt = 7680, 4320, "yuv420p"
-        for i in range(3):
-            picture = np.full((4320, 7680, 3), i, dtype=np.uint8)
+        stream.width, stream.height, stream.pix_fmt = 15360, 8640, "yuv420p"
+        for i in range(2):
+            picture = np.full((8640, 15360, 3), i, dtype=np.uint8)
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture)))
         container.mux(stream.encode())
-    with Worker(settings, timeout_s=60, memory_bytes=300 * 2**20) as worker:
+    with Worker(settings, timeout_s=60, memory_bytes=800 * 2**20) as worker:
         result = worker.process(replace(video, uri=str(path)), None)
         after = worker.process(video, None)
     assert result.ledger["status"] in ("error", "poison")
