@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torchvision.io import ImageReadMode, decode_image
 
 from dfdc_ray.errors import UserError
+from dfdc_ray.faces.crop import decode
 from dfdc_ray.train import transforms
 from dfdc_ray.train.checkpoint import load_model
 
@@ -41,8 +41,8 @@ class Scorer:
         """Probabilities of fake, float64 [N], of encoded pictures (JPEG or PNG), decoded as the shards are."""
         scores = [np.empty(0)]
         for first in range(0, len(pictures), _BATCH):
-            encoded = [torch.frombuffer(bytearray(picture), dtype=torch.uint8) for picture in pictures[first : first + _BATCH]]
-            images = [self.transform(decode_image(data, mode=ImageReadMode.RGB)) for data in encoded]
+            rgb = [torch.from_numpy(decode(picture)).permute(2, 0, 1) for picture in pictures[first : first + _BATCH]]
+            images = [self.transform(image) for image in rgb]
             scores.append(self.batch(torch.stack(images)))
         return np.concatenate(scores)
 

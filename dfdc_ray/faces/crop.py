@@ -52,3 +52,17 @@ def encode(rgb: np.ndarray, fmt: Literal["jpeg", "png"]) -> bytes:
     if not done:
         raise ValueError(f"OpenCV cannot encode a {rgb.dtype} array {rgb.shape} as {fmt}")
     return data.tobytes()
+
+
+def decode(picture: bytes) -> np.ndarray:
+    """The inverse of `encode`: uint8 [rows, columns, 3], RGB. Raises ValueError for what is no picture.
+
+    OpenCV's decoder: torchvision's gives the same pixels as fast, and is deprecated.
+    """
+    try:
+        rgb = cv2.imdecode(np.frombuffer(picture, np.uint8), cv2.IMREAD_COLOR_RGB)
+    except cv2.error as error:
+        raise ValueError("not a picture") from error
+    if rgb is None:
+        raise ValueError("not a picture")
+    return rgb

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Literal, NamedTuple
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -25,6 +24,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from dfdc_ray import storage
 from dfdc_ray.corpus.splits import Split, assign
 from dfdc_ray.errors import UserError
+from dfdc_ray.faces.crop import decode
 from dfdc_ray.shards.manifest import Manifest, ShardFile
 
 WINDOW_BYTES = 128 << 20  # of images: about 250 DFDC videos are mixed at a time
@@ -271,14 +271,11 @@ class _Images:
 
     def _decode(self, group: int, row: int) -> torch.Tensor:
         encoded = self.cache[group][row].as_py()
-        try:  # cv2: torchvision's decoders give the same pixels as fast, but are deprecated
-            pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), cv2.IMREAD_COLOR_RGB)
-        except (cv2.error, TypeError):  # no bytes, null
-            pixels = None
-        if pixels is None:
+        try:
+            return torch.from_numpy(decode(encoded)).permute(2, 0, 1)
+        except (ValueError, TypeError) as error:  # TypeError: null
             file, number, _ = self.groups[group]
-            raise UserError(f"{self.files[file]}, row group {number}, row {row}: the image is damaged. Copy the shard again.")
-        return torch.from_numpy(pixels).permute(2, 0, 1)
+            raise UserError(f"{self.files[file]}, row group {number}, row {row}: the image is damaged. Copy the shard again.") from error
 
 
 def _seeded(transform: Transform, picture: torch.Tensor, seed: tuple[int, int, int]) -> torch.Tensor:
