@@ -36,9 +36,9 @@ class PreprocessConfig:
     detector: DetectorName = "centerface"
     """Face detector. docs/benchmarks.md has the table that chose the default."""
     detector_threshold: float | None = None
-    """Smallest score that counts as a face; unset: the detector's own default."""
+    """Smallest score that counts as a face; unset: the detector's own default (centerface: 0.4)."""
     detector_long_side: int | None = None
-    """Frames are scaled to this long side in pixels before detection; unset: the detector's own default."""
+    """Frames are scaled down to this long side in pixels before detection; unset: the detector's own default (centerface: 640)."""
     crop: Literal["face", "frame"] = "face"
     """face: crops with margin; frame: whole frames, without detection."""
     margin: float = 1 / 3
@@ -50,7 +50,7 @@ class PreprocessConfig:
     retry: tuple[Literal["error", "poison", "no_face", "missing"], ...] = ()
     """Do units again whose videos ended so."""
     workers: int | None = None
-    """Ray actors; unset: one for every CPU the cluster has."""
+    """Ray actors; unset: one for every CPU (of a cluster: less one, which Ray needs itself)."""
     resource: str | None = None
     """Custom Ray resource of which each actor asks for one (`preprocess` with cluster.yaml, so that GPU nodes stay free)."""
     video_timeout_s: float = 300.0
