@@ -94,5 +94,5 @@ def test_too_few_cpus_are_refused(tmp_path: Path) -> None:
     from dfdc_ray.train.run import train
 
     write_face_shards(tmp_path / "faces", families=5)
-    with pytest.raises(UserError, match="64 CPUs"):
+    with pytest.raises(UserError, match=r"64 CPU \(there are"):
         train(_config(tmp_path, batch_size=64, workers=64))
