@@ -74,7 +74,7 @@ class RowTable:
 
 
 def read_rows(manifest: Manifest) -> RowTable:
-    """Read the small columns of every shard that the manifest names (no images). UserError if one is absent, damaged or of another length."""
+    """Read the small columns of every shard that the manifest names. UserError if one is absent, damaged or of another length."""
     with ThreadPoolExecutor(_THREADS) as pool:
         parts = list(pool.map(_read_small, manifest.files))
     groups: list[tuple[int, int, int]] = []
