@@ -32,7 +32,6 @@ from dfdc_ray.corpus.zips import open_video
 from dfdc_ray.errors import UserError
 from dfdc_ray.faces.crop import crop_rect, cut, encode
 from dfdc_ray.faces.detect import Detector, load_detector
-from dfdc_ray.faces.weights import stage_weights
 from dfdc_ray.preprocess.plan import Unit, Video, units
 from dfdc_ray.preprocess.settings import Settings, settings_of
 from dfdc_ray.preprocess.unit import process_unit, process_video
@@ -51,8 +50,6 @@ class Tally:
 
 def preprocess(config: BenchPreprocessConfig) -> None:
     """The `bench preprocess` command: a table, bench_preprocess.json and .md under `out`."""
-    cv2.setNumThreads(1)
-    stage_weights()
     settings = settings_of(PreprocessConfig(corpus=config.corpus, out=config.out, frames=config.frames, real_multiplier=1))
     index, _ = build_index(config.corpus)
     work = [unit for unit in units(index) if all(v.uri for v in unit.videos)]

@@ -5,7 +5,6 @@ ray job submit --working-dir . -- python jobs/preprocess.py --corpus s3://bucket
 """
 
 import logging
-import os
 import time
 from typing import Any
 
@@ -21,7 +20,6 @@ from dfdc_ray.config import PreprocessConfig
 from dfdc_ray.console import Work, console, duration
 from dfdc_ray.corpus.index import build_index, print_counts
 from dfdc_ray.errors import StorageError, UserError
-from dfdc_ray.faces.weights import stage_weights
 from dfdc_ray.preprocess import receipts as rc
 from dfdc_ray.preprocess.plan import Unit, units
 from dfdc_ray.preprocess.settings import Settings, settings_of
@@ -77,8 +75,6 @@ def _run(config: PreprocessConfig, settings: Settings, out: str, work: list[tupl
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # ours counts videos, theirs blocks
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that its bars are off
-    context.execution_options.verbose_progress = False
-    context.print_on_execution_start = False
     slowest = max(len(unit.videos) for unit, _ in work) * 2 * config.video_timeout_s  # every video stalls, twice
     context.execution_no_progress_timeout_s = int(1800 + slowest)
     custom: dict[str, Any] = {"resources": {config.resource: 1}} if config.resource else {}
@@ -121,9 +117,6 @@ class ProcessUnit:
     """One Ray actor: supervises one child process, commits each unit, and reports counts, never pictures."""
 
     def __init__(self, *, settings: Settings, out: str, timeout_s: float, memory_mb: int) -> None:
-        os.environ.setdefault("AWS_REQUEST_CHECKSUM_CALCULATION", "when_required")
-        if settings.crop == "face":
-            stage_weights()
         self.output = rc.Receipts(out, settings)
         self.worker = Worker(settings, timeout_s=timeout_s, memory_bytes=memory_mb * 2**20)
 

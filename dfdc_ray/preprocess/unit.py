@@ -16,6 +16,7 @@ from dfdc_ray.faces.tracks import link
 from dfdc_ray.preprocess import align
 from dfdc_ray.preprocess.plan import Unit, Video
 from dfdc_ray.preprocess.settings import Settings
+from dfdc_ray.shards.schema import BOXES
 from dfdc_ray.video.decode import VideoInfo, decode_frames, probe
 from dfdc_ray.video.sampling import Sample, sample, subset
 
@@ -214,7 +215,7 @@ class _Work:
             guide = Guide(info.width, info.height, len(info.pts), tuple(core), faces, found.thumbnails)
         elif may_guide:
             guide = Guide(info.width, info.height, len(info.pts), tuple(core), {}, {})
-        boxes = [{name: row[name] for name in _BOX_COLUMNS} for row in rows] if source == "self" else []
+        boxes = [{name: row[name] for name in BOXES.names} for row in rows] if source == "self" else []
         return VideoResult(ledger_row(self.video, status=status, **counts), rows, boxes, guide, self.seconds)
 
     def _rows(self, info: VideoInfo, s: Sample, found: "_Found", source: str | None) -> list[dict[str, Any]]:
@@ -241,22 +242,6 @@ class _Work:
                 }
             )
         return rows
-
-
-_BOX_COLUMNS = (
-    "video_id",
-    "frame",
-    "pts",
-    "time_s",
-    "core",
-    "track_id",
-    "box",
-    "landmarks",
-    "det_score",
-    "detector",
-    "frame_width",
-    "frame_height",
-)
 
 
 @dataclass
