@@ -7,6 +7,7 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import skimage.data
 
 from dfdc_ray.bench import detectors as bench
 from dfdc_ray.config import BenchDetectorsConfig
@@ -41,8 +42,7 @@ def test_rows_count_frames_and_faces_at_each_threshold() -> None:
 
 
 def test_measures_videos_and_names_those_it_cannot_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data = pytest.importorskip("skimage.data")
-    face, blank = np.ascontiguousarray(data.astronaut()[:256, 100:356]), np.full((256, 256, 3), 90, np.uint8)
+    face, blank = np.ascontiguousarray(skimage.data.astronaut()[:256, 100:356]), np.full((256, 256, 3), 90, np.uint8)
     corpus = tmp_path / "videos"
     corpus.mkdir()
     write_video(corpus / "half.mp4", [face] * 4 + [blank] * 4)

@@ -5,6 +5,7 @@ import io
 import cv2
 import numpy as np
 import pytest
+from PIL import Image
 
 from dfdc_ray.faces.crop import crop_rect, cut, encode
 
@@ -97,8 +98,7 @@ def test_jpeg_keeps_colours_and_their_sharpness() -> None:
 
 
 def test_jpeg_is_444_quality_95() -> None:
-    image = pytest.importorskip("PIL.Image")
-    opened = image.open(io.BytesIO(encode(smooth(64, 64), "jpeg")))
+    opened = Image.open(io.BytesIO(encode(smooth(64, 64), "jpeg")))
     assert {(h, v) for _, h, v, _ in opened.layer} == {(1, 1)}
     assert opened.quantization[0][0] == 2  # 16 in the standard's table, at quality 95
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import skimage.data
 
 from dfdc_ray.errors import UserError
 from dfdc_ray.faces.detect import Detector, load_detector, resolve
@@ -15,8 +16,7 @@ FACE = (181, 60, 88, 118)  # x y w h of the astronaut's face, by eye
 
 @pytest.fixture(scope="module")
 def astronaut() -> np.ndarray:
-    data = pytest.importorskip("skimage.data")
-    return np.ascontiguousarray(data.astronaut())  # 512x512 RGB
+    return np.ascontiguousarray(skimage.data.astronaut())  # 512x512 RGB
 
 
 @pytest.fixture(scope="module")
