@@ -21,7 +21,11 @@ class VideoError(Exception):
         self.message = message
 
     def __reduce__(self) -> tuple:  # two arguments: Exception's own pickling would keep one
-        return (VideoError, (self.stage, self.message))
+        return (type(self), (self.stage, self.message))
+
+
+class VideoGone(VideoError):
+    """The file is not there (any more), in a place that is: its ledger row says `missing`."""
 
 
 class StorageError(Exception):

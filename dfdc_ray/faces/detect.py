@@ -27,7 +27,7 @@ DEFAULTS: dict[DetectorName, tuple[float, int]] = {
 }
 _SSD_MEAN_BGR = (104.0, 177.0, 123.0)  # what res10_300x300_ssd was trained with (opencv/samples/dnn/face_detector)
 _SMALLEST_SIDE = 33  # pixels after scaling: CenterFace finds faces in a blank 32x32, and the SSD's pooling layers refuse less than 8
-_NETWORKS_HELD = 2  # about 100 MB each; a corpus is landscape or portrait
+_NETWORKS_HELD = 6  # three sizes of look (follow.py), landscape and portrait
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,11 @@ class Detector(Protocol):
     threshold: float
     long_side: int
 
-    def detect(self, rgb: np.ndarray) -> list[Face]:
-        """Faces of a frame (uint8 [height, width, 3], RGB), best score first, boxes clipped to the frame. ValueError for anything else."""
+    def detect(self, rgb: np.ndarray, *, long_side: int | None = None) -> list[Face]:
+        """Faces of a frame (uint8 [height, width, 3], RGB), best score first, boxes clipped to the frame. ValueError for anything else.
+
+        long_side: scale this frame down further than to the detector's own long side.
+        """
         ...
 
 
@@ -106,8 +109,8 @@ class _CenterFace:
         client = _client("centerface")
         self._network = lru_cache(_NETWORKS_HELD)(lambda rows, columns: client.build_model())
 
-    def detect(self, rgb: np.ndarray) -> list[Face]:
-        bgr, scale = _shrink(rgb, self.long_side)
+    def detect(self, rgb: np.ndarray, *, long_side: int | None = None) -> list[Face]:
+        bgr, scale = _shrink(rgb, long_side or self.long_side)
         height, width = bgr.shape[:2]
         if min(height, width) < _SMALLEST_SIDE:
             return []
@@ -130,8 +133,8 @@ class _Ssd:
         self.threshold, self.long_side = threshold, long_side
         self._network = _client("ssd").model
 
-    def detect(self, rgb: np.ndarray) -> list[Face]:
-        bgr, _ = _shrink(rgb, self.long_side)
+    def detect(self, rgb: np.ndarray, *, long_side: int | None = None) -> list[Face]:
+        bgr, _ = _shrink(rgb, long_side or self.long_side)
         if min(bgr.shape[:2]) < _SMALLEST_SIDE:
             return []
         self._network.setInput(cv2.dnn.blobFromImage(bgr, mean=_SSD_MEAN_BGR))
@@ -157,8 +160,8 @@ class _SsdStock:
         self._extract = extract_faces
         _client("ssd")
 
-    def detect(self, rgb: np.ndarray) -> list[Face]:
-        bgr, scale = _shrink(rgb, self.long_side)
+    def detect(self, rgb: np.ndarray, *, long_side: int | None = None) -> list[Face]:
+        bgr, scale = _shrink(rgb, long_side or self.long_side)
         found = self._extract(img_path=bgr, detector_backend="ssd", align=True, enforce_detection=False)
         areas = [(face["facial_area"], face["confidence"]) for face in found if face["confidence"] > 0]
         return _faces(rgb, (((a["x"], a["y"], a["w"], a["h"]), score, None) for a, score in areas), scale=scale)
@@ -173,8 +176,8 @@ class _Haar:
         self.threshold, self.long_side = threshold, long_side
         self._client = _client("opencv")
 
-    def detect(self, rgb: np.ndarray) -> list[Face]:
-        bgr, scale = _shrink(rgb, self.long_side)
+    def detect(self, rgb: np.ndarray, *, long_side: int | None = None) -> list[Face]:
+        bgr, scale = _shrink(rgb, long_side or self.long_side)
         # DeepFace makes of the cascade's weight w, larger for a surer face, the confidence (100 - w) / 100, which is smaller: turned back.
         found = [((f.x, f.y, f.w, f.h), 100 - 100 * float(f.confidence), None) for f in self._client.detect_faces(bgr)]
         return _faces(rgb, (face for face in found if face[1] >= self.threshold), scale=scale)

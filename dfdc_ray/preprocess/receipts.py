@@ -52,6 +52,9 @@ LEDGER = pa.schema(
         ("faces", pa.int32()),
         ("box_source", pa.string()),  # original, self; null without a face
         ("alignment", pa.string()),  # a fake's check against its original, where it was made
+        ("brightness", pa.float32()),  # mean grey level of the core frames, 0..255
+        ("face_brightness", pa.float32()),  # and of the crops
+        ("crop_side", pa.float32()),  # median of the crops' longer sides, pixels of the frame
     ]
 )
 
@@ -109,6 +112,13 @@ class Receipts:
         storage.write_bytes(storage.join(self.out, path), data)
         return {"path": path, "rows": rows, "sha256": sha256}
 
+    def find(self, unit: Unit, generation: int) -> Receipt | None:
+        """The unit's receipt of this generation, if somebody wrote it."""
+        try:
+            return _read(storage.join(self.out, "receipts", f"{unit.unit_id}.{generation}.json"))
+        except FileNotFoundError:
+            return None
+
     def read(self) -> dict[str, Receipt]:
         """The receipt in force of each unit, by unit_id."""
         newest: dict[str, tuple[int, str]] = {}
@@ -127,7 +137,7 @@ def open_output(out: str, settings: Settings) -> Receipts:
     uri = storage.join(out, "config.json")
     if not storage.create_once(uri, _json(asdict(settings))):
         there = json.loads(storage.read_bytes(uri))
-        wanted = asdict(settings)
+        wanted = json.loads(_json(asdict(settings)))  # as it would be written: lists for tuples
         differences = [
             f"  {name}: {there.get(name)!r} there, {wanted.get(name)!r} now"
             for name in sorted(there.keys() | wanted.keys())
@@ -175,7 +185,7 @@ def remember(out: str, index: pa.Table) -> pa.Table:
                 f"The family {row['family_id']} would be in two groups, {groups[row['family_id']]} and {row['group_id']}, because its "
                 f"videos were indexed apart. Give all its parts in one command with a new --out, or a groups.csv."
             )
-    storage.write_bytes(uri, _parquet(index))
+    _replace(uri, _parquet(index))
     return index
 
 
@@ -210,9 +220,15 @@ def publish(receipts: Receipts, units: Iterable[Unit], settings: Settings, *, ve
         "written_by": versions,
         "files": files,
     }
-    storage.write_bytes(storage.join(receipts.out, "ledger.parquet"), _parquet(ledger))
-    storage.write_bytes(storage.join(receipts.out, "manifest.json"), _json(manifest))
+    _replace(storage.join(receipts.out, "ledger.parquet"), _parquet(ledger))
+    _replace(storage.join(receipts.out, "manifest.json"), _json(manifest))
     return ledger
+
+
+def _replace(uri: str, data: bytes) -> None:
+    """Write it unless it is there: a run that finds nothing to do changes nothing."""
+    if not (storage.exists(uri) and storage.read_bytes(uri) == data):
+        storage.write_bytes(uri, data)
 
 
 def versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ from typing import Literal
 from dfdc_ray.config import PreprocessConfig, SamplingMethod
 from dfdc_ray.errors import UserError
 from dfdc_ray.faces.detect import resolve
+from dfdc_ray.faces.follow import SMALLER_SIDES
 from dfdc_ray.faces.weights import checksums
 from dfdc_ray.shards.schema import FORMAT_VERSION
 
@@ -22,6 +23,7 @@ class Settings:
     detector: str | None  # None with whole frames, as are the next two
     detector_threshold: float | None
     detector_long_side: int | None
+    detector_smaller_sides: tuple[int, ...]  # faces/follow.py; empty: every frame at the full long side
     weights: dict[str, str]  # the detector's files by SHA-256
     crop: Literal["face", "frame"]
     margin: float
@@ -50,6 +52,7 @@ def settings_of(config: PreprocessConfig) -> Settings:
         detector=config.detector if faces else None,
         detector_threshold=threshold if faces else None,
         detector_long_side=long_side if faces else None,
+        detector_smaller_sides=tuple(side for side in SMALLER_SIDES.get(config.detector, ()) if side < long_side) if faces else (),
         weights=checksums(config.detector) if faces else {},
         crop=config.crop,
         margin=config.margin if faces else 0.0,

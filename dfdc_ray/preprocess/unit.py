@@ -6,12 +6,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+import cv2
 import numpy as np
 
 from dfdc_ray.corpus.zips import open_video
-from dfdc_ray.errors import Stage, VideoError
+from dfdc_ray.errors import Stage, VideoError, VideoGone
 from dfdc_ray.faces.crop import crop_rect, cut, encode
 from dfdc_ray.faces.detect import Box, Detector, Face
+from dfdc_ray.faces.follow import Follower
 from dfdc_ray.faces.tracks import link
 from dfdc_ray.preprocess import align
 from dfdc_ray.preprocess.plan import Unit, Video
@@ -69,9 +71,9 @@ def process_unit(unit: Unit, process: Callable[[Video, Guide | None], VideoResul
 
 
 def ledger_row(video: Video, *, status: str, stage: str | None = None, error: str | None = None, **counts: Any) -> dict[str, Any]:
-    """One row of the ledger; counts that are not given are 0, box_source None."""
+    """One row of the ledger; counts that are not given are 0, what describes frames and faces None."""
     zeros: dict[str, Any] = {"frames_wanted": 0, "frames_decoded": 0, "core_decoded": 0, "frames_with_face": 0, "faces": 0}
-    zeros |= {"box_source": None, "alignment": None}
+    zeros |= dict.fromkeys(("box_source", "alignment", "brightness", "face_brightness", "crop_side"))
     ids = {name: getattr(video, name) for name in ("corpus", "video_id", "family_id", "group_id", "part", "label", "method", "original")}
     return ids | {"status": status, "stage": stage, "error": error} | zeros | counts
 
@@ -92,10 +94,12 @@ def process_video(
     work = _Work(video, settings, detector, on_stage)
     try:
         return work.run(guide)
+    except VideoGone as error:
+        return work.failed("missing", error.stage, error.message)
     except VideoError as error:
-        return work.failed(error.stage, error.message)
+        return work.failed("error", error.stage, error.message)
     except MemoryError:
-        return work.failed(work.stage, "needs more memory than a video may take (--video-memory-mb)")
+        return work.failed("error", work.stage, "needs more memory than a video may take (--video-memory-mb)")
 
 
 class _Work:
@@ -118,8 +122,8 @@ class _Work:
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.process_time() - start
 
-    def failed(self, stage: str, message: str) -> VideoResult:
-        return VideoResult(ledger_row(self.video, status="error", stage=stage, error=message, **self.counts), seconds=self.seconds)
+    def failed(self, status: str, stage: str, message: str) -> VideoResult:
+        return VideoResult(ledger_row(self.video, status=status, stage=stage, error=message, **self.counts), seconds=self.seconds)
 
     def run(self, guide: Guide | None) -> VideoResult:
         assert self.video.uri is not None
@@ -162,6 +166,7 @@ class _Work:
         """Decode once; in each frame take the guide's faces (scaled to this video's size), or detect, or take the whole frame."""
         core = {s.frame for s in samples if s.core}
         frames = decode_frames(file, info, [s.frame for s in samples])
+        follower = Follower(self.detector, self.settings.detector_smaller_sides) if self.detector is not None else None
         self.counts["frames_decoded"] = 0
         while True:
             with self.at("decode"):
@@ -178,19 +183,23 @@ class _Work:
                 faces = [_scaled(face, info.width / guide.width, info.height / guide.height) for _, face in known]
                 found.tracks[frame] = [track for track, _ in known]
             else:
-                assert self.detector is not None
+                assert follower is not None
                 with self.at("detect"):
-                    faces = self.detector.detect(rgb)
-            if not whole and frame in core:
+                    faces = follower.detect(rgb, float(info.times[frame]))
+            if frame in core:
                 with self.at("align"):
                     found.thumbnails[frame] = align.thumbnail(rgb)
             with self.at("crop"):
                 if not whole:
                     crops = [crop_rect(face.box, info.width, info.height, margin=self.settings.margin) for face in faces]
                 found.faces[frame] = faces
+                pictures = [cut(rgb, rect, max_side=self.settings.max_side) for rect in crops]
                 found.pictures[frame] = [
-                    (rect, encode(cut(rgb, rect, max_side=self.settings.max_side), self.settings.image_format)) for rect in crops
+                    (rect, encode(picture, self.settings.image_format)) for rect, picture in zip(crops, pictures, strict=True)
                 ]
+                if not whole:
+                    found.sides += [max(rect[2:]) for rect in crops]
+                    found.luma += [float(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).mean()) for picture in pictures]
         if not whole and guide is None:
             frames_found = sorted(found.faces.items())
             for (frame, _), tracks in zip(frames_found, link(frames_found), strict=True):
@@ -205,6 +214,9 @@ class _Work:
             "frames_with_face": with_face,
             "faces": sum(len(faces) for faces in found.faces.values()),
             "box_source": source if with_face else None,
+            "brightness": _mean([float(picture.mean()) for picture in found.thumbnails.values()]),
+            "face_brightness": _mean(found.luma),
+            "crop_side": float(np.median(found.sides)) if found.sides else None,
         }
         rows = [row for s in samples for row in self._rows(info, s, found, source)]
         rows.sort(key=lambda row: (row["track_id"] or 0, row["frame"]))
@@ -252,6 +264,12 @@ class _Found:
     tracks: dict[int, list[int]] = field(default_factory=dict)
     pictures: dict[int, list[tuple[tuple[int, int, int, int], bytes]]] = field(default_factory=dict)
     thumbnails: dict[int, np.ndarray] = field(default_factory=dict)
+    sides: list[int] = field(default_factory=list)  # of the crops, pixels of the frame, longer side
+    luma: list[float] = field(default_factory=list)  # of the crops, mean grey level 0..255
+
+
+def _mean(values: list[float]) -> float | None:
+    return round(float(np.mean(values)), 1) if values else None
 
 
 def _described(alignment: align.Alignment, info: VideoInfo, guide: Guide) -> str:

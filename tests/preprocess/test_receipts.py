@@ -22,6 +22,7 @@ SETTINGS = Settings(
     detector="centerface",
     detector_threshold=0.5,
     detector_long_side=640,
+    detector_smaller_sides=(320, 480),
     crop="face",
     margin=0.3,
     max_side=320,
