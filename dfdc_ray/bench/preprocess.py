@@ -1,170 +1,196 @@
-"""CPU seconds per video of preprocessing, beside the loops that people write, on one's own videos, in one run.
+"""What preprocessing costs on this machine, beside the usual ways (ways.py).
 
-    dfdc-ray bench preprocess --corpus /data/dfdc_train_part_0 --out out/bench
+    dfdc-ray bench preprocess --corpus VIDEOS --out out/bench
 
-Ways, alternating, each with the same frames of the same videos (spread, multiplier 1), one thread, start-up excluded:
-opencv-read     OpenCV's VideoCapture reads every frame up to the last wanted one; nothing else (a floor for loops built on it)
-report          the founding report's way: the same, and DeepFace.extract_faces(ssd) as it comes on each wanted frame
-pyav-full       PyAV decodes every frame; our detector, crops and JPEGs for the wanted ones
-dfdc_ray        one unit as preprocess does it, without Ray: needed packets only, boxes from originals where they are aligned
+Every way takes the same frames; the ways run in turn, `--repeats` times over; each corpus is measured by itself. bench_preprocess.json is
+what `dfdc-ray plan --bench` reads.
 """
 
 import json
-import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from datetime import date
+from itertools import groupby, product
 from pathlib import Path
+from typing import Any
 
-import av
-import cv2
-import numpy as np
 from rich.table import Table
 
 from dfdc_ray import storage
 from dfdc_ray.bench.machine import machine
+from dfdc_ray.bench.meter import Meter
+from dfdc_ray.bench.ways import Material, Outcome, material, ways
+from dfdc_ray.cluster import run as cluster
 from dfdc_ray.config import BenchPreprocessConfig, PreprocessConfig
 from dfdc_ray.console import Work, console
 from dfdc_ray.corpus.index import build_index
-from dfdc_ray.corpus.zips import open_video
 from dfdc_ray.errors import UserError
-from dfdc_ray.faces.crop import crop_rect, cut, encode
-from dfdc_ray.faces.detect import Detector, load_detector
-from dfdc_ray.preprocess.plan import Unit, Video, units
-from dfdc_ray.preprocess.settings import Settings, settings_of
-from dfdc_ray.preprocess.unit import process_unit, process_video
-from dfdc_ray.video.decode import probe
-from dfdc_ray.video.sampling import sample
+from dfdc_ray.faces.detect import load_detector
+from dfdc_ray.preprocess import receipts as rc
+from dfdc_ray.preprocess.plan import Unit, units
+from dfdc_ray.preprocess.run import stream
+from dfdc_ray.preprocess.settings import settings_of
+from dfdc_ray.preprocess.supervise import Worker
 
 
 @dataclass
-class Tally:
-    """CPU seconds of each run over all videos, and the frames of one run."""
+class Row:
+    """One way, over all videos of one corpus."""
 
-    seconds: list[float] = field(default_factory=list)
-    frames: int = 0
-    with_face: int | None = None  # None: the way does not look
+    corpus: str
+    way: str
+    frames: int
+    multiplier: int
+    videos: int
+    families: int  # units with an original and its fakes
+    orphans: int  # units of one video
+    video_bytes: int
+    cpu_seconds: list[float] = field(default_factory=list)  # per video, one for each repeat
+    wall_seconds: list[float] = field(default_factory=list)  # per video
+    frames_sampled: int = 0
+    frames_with_face: int | None = None
+    faces: int = 0
+    shard_bytes: int = 0  # of pictures
+    seconds_by_stage: dict[str, float] = field(default_factory=dict)  # CPU, per video, of the last repeat
+    peak_rss_mb: float | None = None  # actor and child together
 
 
 def preprocess(config: BenchPreprocessConfig) -> None:
     """The `bench preprocess` command: a table, bench_preprocess.json and .md under `out`."""
-    settings = settings_of(PreprocessConfig(corpus=config.corpus, out=config.out, frames=config.frames, real_multiplier=1))
     index, _ = build_index(config.corpus)
-    work = [unit for unit in units(index) if all(v.uri for v in unit.videos)]
-    if not work:
+    found = [unit for unit in units(index) if all(v.uri for v in unit.videos)]
+    if not found:
         raise UserError(f"Nothing to measure in {', '.join(config.corpus)}: no family has all its files.")
-    videos = [v for unit in work for v in unit.videos]
-    detector, stock = load_detector(PreprocessConfig.detector), load_detector("ssd-stock")
-    with tempfile.TemporaryDirectory() as folder:
-        paths = {v.video_id: _local(v, Path(folder)) for v in videos}
-        wanted = {v.video_id: _wanted(v, settings) for v in videos}
-        ways: dict[str, Callable[[], tuple[int, int | None]]] = {
-            "opencv-read": lambda: _opencv(paths, wanted, None),
-            "report": lambda: _opencv(paths, wanted, stock),
-            "pyav-full": lambda: _pyav(paths, wanted, detector, settings),
-            "dfdc_ray": lambda: _ours(work, detector, settings),
-        }
-        tallies = {name: Tally() for name in ways}
-        with Work("bench", total=(config.repeats + 1) * len(ways), unit="runs") as progress:
-            for run in range(config.repeats + 1):  # the first warms up files and networks and is not counted
-                for name, way in ways.items():
-                    start = time.process_time()
-                    frames, with_face = way()
-                    if run:
-                        tallies[name].seconds.append(time.process_time() - start)
-                    tallies[name].frames, tallies[name].with_face = frames, with_face
-                    progress.advance(detail=name)
-    _write(config, tallies, len(videos), len(work))
+    by_corpus = {name: list(some)[: config.units] for name, some in groupby(found, key=lambda unit: unit.videos[0].corpus)}
+    cases = list(product(by_corpus, config.frames, config.real_multiplier))
+    rows: list[Row] = []
+    with tempfile.TemporaryDirectory() as folder, Work("bench", total=len(cases) * 7 * config.repeats, unit="runs") as progress:
+        for corpus, frames, multiplier in cases:
+            options = PreprocessConfig(corpus=config.corpus, out=folder, frames=frames, real_multiplier=multiplier)
+            given = material(by_corpus[corpus], settings_of(options), Path(folder))
+            for row in _measure(corpus, given, options, config.repeats, progress):
+                rows.append(row)
+    _write(config, rows)
 
 
-def _opencv(paths: dict[str, str], wanted: dict[str, list[int]], detector: Detector | None) -> tuple[int, int | None]:
-    frames = found = 0
-    for video_id, path in paths.items():
-        capture = cv2.VideoCapture(path)
-        want = set(wanted[video_id])
-        for frame in range(max(want) + 1):
-            good, bgr = capture.read()
-            if good and frame in want:
-                frames += 1
-                if detector is not None:
-                    found += bool(detector.detect(cv2.cvtColor(bgr, cv2.COLOR_BGR2RGB)))
-        capture.release()
-    return frames, None if detector is None else found
+def _measure(corpus: str, given: Material, options: PreprocessConfig, repeats: int, progress: Work) -> Iterator[Row]:
+    settings = settings_of(options)
+    detector, stock = load_detector(options.detector), load_detector("ssd-stock")
+    blank = Row(
+        corpus=corpus,
+        way="",
+        frames=options.frames,
+        multiplier=options.real_multiplier,
+        videos=len(given.videos),
+        families=sum(len(unit.videos) > 1 for unit in given.units),
+        orphans=sum(len(unit.videos) == 1 for unit in given.units),
+        video_bytes=sum(Path(path).stat().st_size for path in given.paths.values()),
+    )
+    local = ways(given, settings, detector=detector, stock=stock)
+    names = [*local, "ray", "ray, 2 workers"]
+    rows = {name: replace(blank, way=name, cpu_seconds=[], wall_seconds=[], seconds_by_stage={}) for name in names}
+    first = replace(given, units=given.units[:1], paths={v.video_id: given.paths[v.video_id] for v in given.units[0].videos})
+    for way in ways(first, settings, detector=detector, stock=stock).values():
+        way()  # loads networks for this size of frame, and files into memory
+    for _ in range(repeats):
+        for name, row in rows.items():
+            cpu, wall = time.process_time(), time.monotonic()
+            if name in local:
+                outcome = local[name]()
+                cpu, wall = time.process_time() - cpu, time.monotonic() - wall
+            else:
+                outcome, cpu, wall, row.peak_rss_mb = _under_ray(given.units, options, workers=2 if "2" in name else 1)
+            row.cpu_seconds.append(cpu / row.videos)
+            row.wall_seconds.append(wall / row.videos)
+            row.frames_sampled, row.frames_with_face, row.faces = outcome.frames, outcome.with_face, outcome.faces
+            row.shard_bytes = outcome.picture_bytes
+            row.seconds_by_stage = {stage: seconds / row.videos for stage, seconds in outcome.seconds_by_stage.items()}
+            progress.advance(detail=f"{corpus}, {row.frames} frames x{row.multiplier}, {name}")
+    yield from rows.values()
 
 
-def _pyav(paths: dict[str, str], wanted: dict[str, list[int]], detector: Detector, settings: Settings) -> tuple[int, int | None]:
-    frames = found = 0
-    for video_id, path in paths.items():
-        want = set(wanted[video_id])
-        with av.open(path) as container:
-            container.streams.video[0].thread_count = 1
-            for frame, picture in enumerate(container.decode(video=0)):
-                if frame in want:
-                    rgb = picture.to_ndarray(format="rgb24")
-                    frames += 1
-                    found += _crops(rgb, detector, settings)
-    return frames, found
+def _under_ray(todo: tuple[Unit, ...], options: PreprocessConfig, *, workers: int) -> tuple[Outcome, float, float, float]:
+    """The outcome, CPU seconds of all processes, wall seconds, and peak memory in MB of actor and child, start-up excluded.
+
+    Start-up: the same with one unit for each worker alone, whose cost is taken off that of all with these before them.
+    """
+    warm = tuple(replace(todo[0], unit_id=f"warm-up-{i}") for i in range(workers))
+    _, cpu_before, wall_before, _ = _run(warm, options, workers)
+    outcome, cpu, wall, peak = _run((*warm, *todo), options, workers)
+    return outcome, cpu - cpu_before, wall - wall_before, peak
 
 
-def _crops(rgb: np.ndarray, detector: Detector, settings: Settings) -> bool:
-    faces = detector.detect(rgb)
-    for face in faces:
-        rect = crop_rect(face.box, rgb.shape[1], rgb.shape[0], margin=settings.margin)
-        encode(cut(rgb, rect, max_side=settings.max_side), settings.image_format)
-    return bool(faces)
-
-
-def _ours(work: list[Unit], detector: Detector, settings: Settings) -> tuple[int, int | None]:
-    rows = [
-        video.ledger for unit in work for video in process_unit(unit, lambda v, guide: process_video(v, settings, detector, guide)).videos
-    ]
-    return sum(row["frames_decoded"] for row in rows), sum(row["frames_with_face"] for row in rows)
-
-
-def _wanted(video: Video, settings: Settings) -> list[int]:
-    assert video.uri is not None
-    with open_video(video.uri) as file:
-        return [s.frame for s in sample(probe(file).times, method=settings.sampling, frames=settings.frames)]
-
-
-def _local(video: Video, folder: Path) -> str:
-    """OpenCV reads only files of their own, so others are copied out before anything is measured."""
-    assert video.uri is not None
-    if os.path.exists(video.uri):
-        return video.uri
-    path = folder / video.video_id.replace("/", "_")
-    with open_video(video.uri) as file:
-        path.write_bytes(file.read())
-    return str(path)
-
-
-def _write(config: BenchPreprocessConfig, tallies: dict[str, Tally], videos: int, families: int) -> None:
-    ours = statistics.median(tallies["dfdc_ray"].seconds)
-    header = ["way", "CPU s/video (median)", "min - max", "ratio to dfdc_ray", "frames", "frames with a face"]
-    rows = []
-    for name, tally in tallies.items():
-        median = statistics.median(tally.seconds)
-        share = (
-            "not looked for" if tally.with_face is None else f"{tally.with_face} of {tally.frames} ({tally.with_face / tally.frames:.1%})"
+def _run(todo: tuple[Unit, ...], options: PreprocessConfig, workers: int) -> tuple[Outcome, float, float, float]:
+    cluster.connect()
+    settings = settings_of(options)
+    worker = Worker(settings, timeout_s=options.video_timeout_s, memory_bytes=options.video_memory_mb * 2**20)
+    with tempfile.TemporaryDirectory() as out:
+        output = rc.open_output(out, settings)
+        start = time.monotonic()
+        with Meter() as meter:
+            for row in stream(options, settings, out, [(unit, 0) for unit in todo], worker=worker, actors=workers):
+                if row["failure"]:
+                    raise UserError(f"{row['unit_id']} was not done: {row['failure']}")
+        wall = time.monotonic() - start
+        done = [receipt for unit_id, receipt in output.read().items() if not unit_id.startswith("warm-up")]
+        ledger = [row for receipt in done for row in receipt.videos]
+        outcome = Outcome(
+            frames=sum(row["frames_decoded"] for row in ledger),
+            with_face=sum(row["frames_with_face"] for row in ledger),
+            faces=sum(row["faces"] for row in ledger),
+            picture_bytes=sum(storage.stat(storage.join(out, r.faces["path"])).size or 0 for r in done if r.faces),
         )
-        spread = f"{min(tally.seconds) / videos:.2f} - {max(tally.seconds) / videos:.2f}"
-        rows.append([name, f"{median / videos:.2f}", spread, f"{median / ours:.2f}", str(tally.frames), share])
-    title = f"{videos} videos in {families} families, {config.frames} frames each, {config.repeats} runs, one thread"
-    table = Table(*header, title=title)
+    return outcome, meter.cpu_seconds, wall, meter.peak_mb
+
+
+def _write(config: BenchPreprocessConfig, rows: list[Row]) -> None:
+    header = ["corpus", "frames", "way", "CPU s/video", "min - max", "report / this", "frames with a face", "peak MB", "videos/min"]
+    cells = []
     for row in rows:
-        table.add_row(*row)
+        same = [r for r in rows if (r.corpus, r.frames, r.multiplier) == (row.corpus, row.frames, row.multiplier)]
+        report = statistics.median(next(r for r in same if r.way == "report").cpu_seconds)
+        median = statistics.median(row.cpu_seconds)
+        share = (
+            "-"
+            if row.frames_with_face is None
+            else f"{row.frames_with_face}/{row.frames_sampled} {row.frames_with_face / row.frames_sampled:.1%}"
+        )
+        cells.append(
+            [
+                row.corpus,
+                f"{row.frames}" + (f" x{row.multiplier}" if row.multiplier > 1 else ""),
+                row.way,
+                f"{median:.2f}",
+                f"{min(row.cpu_seconds):.2f} - {max(row.cpu_seconds):.2f}",
+                f"{report / median:.2f}",
+                share,
+                "-" if row.peak_rss_mb is None else f"{row.peak_rss_mb:.0f}",
+                f"{60 / statistics.median(row.wall_seconds):.0f}",
+            ]
+        )
+    about = machine()
+    sizes = {row.corpus: f"{row.corpus}: {row.videos} videos, {row.families} families, {row.orphans} alone" for row in rows}
+    title = f"{'; '.join(sizes.values())}; {config.repeats} runs in turn, median; {about['cores']} x {about['cpu']}"
+    table = Table(*header, title=title)
+    for line in cells:
+        table.add_row(*line)
     console.print(table)
-    lines = [" | ".join(header), " | ".join("---" for _ in header), *(" | ".join(row) for row in rows)]
-    markdown = f"{title}; {machine()['cpu']}\n\n" + "\n".join(f"| {line} |" for line in lines) + "\n"
-    result = {
-        "machine": machine(),
-        "videos": videos,
-        "families": families,
-        "frames": config.frames,
-        "ways": {k: vars(t) for k, t in tallies.items()},
-    }
+    stages = [["corpus", "frames", "way", "CPU s/video by stage"]]
+    stages += [
+        [row.corpus, f"{row.frames} x{row.multiplier}", row.way, ", ".join(f"{k} {v:.2f}" for k, v in row.seconds_by_stage.items())]
+        for row in rows
+        if row.seconds_by_stage
+    ]
+    markdown = f"{title}\n\n{_markdown([header, *cells])}\n{_markdown(stages)}"
+    result: dict[str, Any] = {"date": date.today().isoformat(), "machine": about, "rows": [asdict(row) for row in rows]}
     storage.make_dirs(config.out)
     storage.write_bytes(storage.join(config.out, "bench_preprocess.md"), markdown.encode())
     storage.write_bytes(storage.join(config.out, "bench_preprocess.json"), json.dumps(result, indent=1).encode())
+
+
+def _markdown(lines: list[list[str]]) -> str:
+    head, *body = lines
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *body)) + "\n"

@@ -20,7 +20,7 @@ Box = tuple[float, float, float, float]
 
 # By detector: smallest score that counts, and long side in pixels that frames are scaled down to (0: left as they are).
 DEFAULTS: dict[DetectorName, tuple[float, int]] = {
-    "centerface": (0.4, 640),
+    "centerface": (0.5, 640),
     "ssd": (0.5, 480),
     "ssd-stock": (0.9, 0),
     "opencv": (0.0, 640),

@@ -1,7 +1,8 @@
 """Faces through one video at less than the full price: a look at a smaller size where all known faces are large enough for it.
 
 A frame is looked at in full (the detector's own long side) when no face is known, every 2.5 seconds of video, and whenever a smaller look
-finds fewer faces than there were: so a smaller look does not lose a face, and someone who comes in is seen within 2.5 s.
+finds another number of faces than there were: so a smaller look loses no face and adds no false one, and someone who comes in is seen
+within 2.5 s.
 What this saves and what it does to the boxes: docs/benchmarks.md, "Box quality".
 """
 
@@ -31,7 +32,7 @@ class Follower:
         """Like Detector.detect. time_s: when the frame is shown, in seconds, ascending from call to call."""
         side = self._side(max(rgb.shape[:2]))
         faces = self.detector.detect(rgb, long_side=side) if side and time_s - self._last_full < _FULL_LOOK_S else None
-        if faces is None or len(faces) < len(self._known):
+        if faces is None or len(faces) != len(self._known):
             faces = self.detector.detect(rgb)
             self._last_full = time_s
         self._known = faces

@@ -47,6 +47,19 @@ def test_a_smaller_look_that_misses_a_face_is_followed_by_a_full_one() -> None:
     assert detector.looks == [640, 320, 640]
 
 
+def test_a_face_that_only_a_smaller_look_sees_is_not_believed() -> None:
+    class Fooled(Scripted):
+        def detect(self, rgb: np.ndarray, *, long_side: int | None = None) -> list[Face]:
+            faces = super().detect(rgb, long_side=long_side)
+            return [*faces, Face((300.0, 0.0, 90.0, 90.0), 0.5)] if long_side else faces
+
+    detector = Fooled()
+    detector.widths = [100.0]
+    follower = Follower(detector, (320, 480))
+    assert [len(follower.detect(FRAME, t)) for t in (0.0, 0.3, 0.6)] == [1, 1, 1]
+    assert detector.looks == [640, 320, 640, 320, 640]
+
+
 def test_who_comes_in_small_is_seen_within_two_and_a_half_seconds() -> None:
     detector = Scripted()
     detector.widths = [100.0]

@@ -1,0 +1,64 @@
+"""What this process and all below it use: CPU time, also of those that end meanwhile, and the peak memory of an actor and its child."""
+
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+_EVERY_S = 0.25
+
+
+class Meter:
+    """Use as a context manager around the work; read the results after it.
+
+    cpu_seconds: user and system time that the process tree used inside the block, less the meter's own. What a process uses in its last
+    quarter of a second may be missed.
+    peak_mb: resident memory of a preprocessing child and its actor, the sum of each one's own peak; the largest pair; nan without one.
+    """
+
+    cpu_seconds: float
+    peak_mb: float
+
+    def __enter__(self) -> "Meter":
+        self._cpu: dict[tuple[int, float], float] = {}  # by process: its CPU seconds so far
+        self._pairs: dict[int, float] = {}  # by child: peak MB with its actor
+        self._own = 0.0
+        self._sample()
+        self._before = dict(self._cpu)
+        self._own = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._sample()
+        self.cpu_seconds = sum(seconds - self._before.get(process, 0.0) for process, seconds in self._cpu.items()) - self._own
+        self.peak_mb = max(self._pairs.values(), default=float("nan"))
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_EVERY_S):
+            self._sample()
+
+    def _sample(self) -> None:
+        start = time.thread_time()
+        me = psutil.Process()
+        for process in [me, *me.children(recursive=True)]:
+            try:
+                times = process.cpu_times()
+                self._cpu[process.pid, process.create_time()] = times.user + times.system
+                if "dfdc_ray.preprocess.child" in process.cmdline():
+                    self._pairs[process.pid] = (_peak_kb(process.pid) + _peak_kb(process.ppid())) / 1024
+            except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):  # it has just ended
+                continue
+        self._own += time.thread_time() - start
+
+
+def _peak_kb(pid: int) -> int:
+    """VmHWM of /proc/PID/status; 0 for a process that has ended but is still listed."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
