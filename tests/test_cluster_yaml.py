@@ -1,5 +1,6 @@
 """cluster.yaml as far as it can be judged without AWS: Ray's schema and reading of it, EC2's own API model, and what the file promises."""
 
+import functools
 import re
 from importlib import metadata
 from pathlib import Path
@@ -13,6 +14,7 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 # What Ray's AWS provider reads; its schema would let a misspelt key pass.
 PROVIDER = {"type", "region", "availability_zone", "cache_stopped_nodes"}
+DOCKER = {"image", "container_name", "run_options"}
 SECRETS = re.compile(r"(AKIA|ASIA)[A-Z0-9]{16}|aws_(secret|access|session)|PRIVATE KEY|RAY_AUTH_TOKEN=|(password|secret)[:=]", re.I)
 
 
@@ -36,6 +38,7 @@ def nodes(config: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return config["available_node_types"]
 
 
+@functools.cache
 def run_instances() -> Any:
     """What EC2's RunInstances takes: Ray hands a node's settings to it as they are."""
     return botocore.session.get_session().get_service_model("ec2").operation_model("RunInstances").input_shape
@@ -59,8 +62,12 @@ def test_node_settings_are_what_ec2_accepts(nodes: dict[str, dict[str, Any]], na
     assert complaints(settings) == ""
     assert settings["InstanceType"] in run_instances().members["InstanceType"].enum
     assert settings["ImageId"].startswith(("ami-", "resolve:ssm:/aws/service/"))
-    assert settings["IamInstanceProfile"]["Name"]
+    assert settings["IamInstanceProfile"]["Name"] == ("dfdc-ray-head" if name == "head" else "dfdc-ray-worker")
     assert settings["MetadataOptions"]["HttpTokens"] == "required"
+    assert settings["SecurityGroupIds"]  # else Ray makes a group that lets in SSH from anywhere
+    (disk,) = settings["BlockDeviceMappings"]
+    assert disk["Ebs"]["DeleteOnTermination"] is True
+    assert disk["Ebs"]["VolumeSize"] >= 100  # GiB: the image, logs, and what Ray spills
 
 
 def test_the_check_against_ec2_finds_misspelt_settings(nodes: dict[str, dict[str, Any]]) -> None:
@@ -111,11 +118,50 @@ def test_ray_reads_images_and_time_outs_as_meant(config: dict[str, Any]) -> None
     assert read.get_node_type_configs()["gpu_worker"].idle_timeout_s == 120
 
 
+def test_everything_is_in_one_region(written: dict[str, Any]) -> None:
+    """Images are pulled, credentials found and videos read where the nodes are."""
+    region = written["provider"]["region"]
+    regions = set(re.findall(r"\b[a-z]{2}-[a-z]+-\d\b", (ROOT / "cluster.yaml").read_text()))
+    assert regions == {region}
+    assert f"-e AWS_DEFAULT_REGION={region}" in written["docker"]["run_options"]
+
+
+def test_docker_options_are_those_that_ray_reads(written: dict[str, Any]) -> None:
+    from botocore.configprovider import BOTOCORE_DEFAUT_SESSION_VARIABLES
+
+    assert set(written["docker"]) == DOCKER
+    known = {variable for _, variable, *_ in BOTOCORE_DEFAUT_SESSION_VARIABLES.values() if isinstance(variable, str)}
+    for option in written["docker"]["run_options"]:
+        kind, value = option.split(" ", 1)
+        name = value.split("=")[0]
+        assert kind in ("-e", "--ulimit")
+        assert name in known or name in ("nofile", "RAY_AUTH_MODE", "RAY_AUTH_TOKEN_PATH"), f"nobody reads {name}"
+
+
+def test_ray_spills_to_the_disk_that_the_file_sizes(written: dict[str, Any]) -> None:
+    """Workers use the head's directory (ray/_private/node.py), so only the head names it. The option is one that `ray start` has."""
+    from ray.scripts.scripts import start
+
+    (head,) = [command for command in written["head_start_ray_commands"] if "ray start" in command]
+    assert "--object-spilling-directory=/tmp/" in head
+    options = {name for parameter in start.params for name in parameter.opts}
+    for command in (head, *written["worker_start_ray_commands"]):
+        assert set(re.findall(r"--[a-z-]+", command)) <= options
+
+
+def test_docker_can_be_used_at_once(written: dict[str, Any]) -> None:
+    """A new group of the user would count from the next login only, and Ray keeps its SSH connection."""
+    commands = written["initialization_commands"]
+    assert not any("usermod" in command for command in commands)
+    assert "chgrp" in commands[0]
+    assert "docker login" in commands[-1]
+
+
 def test_nothing_is_installed_on_nodes(config: dict[str, Any]) -> None:
     for commands in ("setup_commands", "head_setup_commands", "worker_setup_commands"):
         assert config[commands] == []
     for commands in ("initialization_commands", "head_start_ray_commands", "worker_start_ray_commands"):
-        assert "pip" not in " ".join(config[commands])
+        assert not re.search(r"\bpip\b|\.whl", " ".join(config[commands]))
 
 
 def test_token_authentication_on_every_node(config: dict[str, Any]) -> None:
@@ -132,6 +178,9 @@ def test_no_secrets() -> None:
 
 
 def test_images_carry_the_locked_ray() -> None:
-    locked = re.search(r"^ray==(\S+)", (ROOT / "requirements" / "all.lock").read_text(), re.M)
-    assert locked
-    assert f"FROM rayproject/ray:{locked[1]}-py311-cpu" in (ROOT / "Dockerfile").read_text()
+    """The machine that submits, the head and the workers: all of one version."""
+    for name in ("all", "preprocess"):
+        locked = re.search(r"^ray==(\S+)", (ROOT / "requirements" / f"{name}.lock").read_text(), re.M)
+        assert locked
+        assert locked[1] == metadata.version("ray")
+        assert f"FROM rayproject/ray:{locked[1]}-py311-cpu AS environment" in (ROOT / "Dockerfile").read_text()
