@@ -59,6 +59,7 @@ class _Video:
     listing: Listing | None
     listed_in: str | None
     group: str | None
+    grouped_in: str | None
     unlisted: bool
 
     @property
@@ -147,6 +148,7 @@ def _videos(found: Files) -> tuple[list[_Video], list[str]]:
                     listing=listing,
                     listed_in=metadata.uri if metadata is not None and listing is not None else None,
                     group=groups.of(prefix + name, listing) if groups is not None else None,
+                    grouped_in=groups.uri if groups is not None else None,
                     unlisted=listing is None and (metadata is not None or part is not None),
                 )
             )
@@ -244,13 +246,15 @@ def _unique(found: Iterable[_Video]) -> tuple[list[_Video], list[str]]:
             if other.listing != listed[0].listing:
                 raise UserError(f"{listed[0].listed_in} and {other.listed_in} say different things of {other.name!r}. Correct one of them.")
         told = listed[0] if listed else same[0]
+        grouped = next((video for video in same if video.group is not None), same[0])
         videos.append(
             replace(
                 same[0],
                 original=told.original,
                 listing=told.listing,
                 listed_in=told.listed_in,
-                group=next((video.group for video in same if video.group is not None), None),
+                group=grouped.group,
+                grouped_in=grouped.grouped_in,
                 unlisted=same[0].unlisted and not listed,
             )
         )
@@ -272,8 +276,8 @@ def _family_groups(videos: list[_Video], by_name: dict[str, _Video]) -> dict[str
     for video in videos:
         if video.group is not None and (other := named.setdefault(video.family, video)).group != video.group:
             raise UserError(
-                f"{GROUPS} puts {other.name!r} in group {other.group!r} and {video.name!r} in {video.group!r}, but they are one family"
-                f" ({video.family!r} and its fakes), which must stay together"
+                f"{video.grouped_in} puts {other.name!r} in group {other.group!r} and {video.name!r} in {video.group!r}, but they are one"
+                f" family ({video.family!r} and its fakes), which must stay together. Give them the same group."
             )
         if video.part is not None:
             parts[video.family] = min(parts.get(video.family, video.part), video.part)

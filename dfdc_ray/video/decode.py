@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 
 from dfdc_ray.errors import VideoError
 from dfdc_ray.video import h264
-from dfdc_ray.video.source import open_stream
+from dfdc_ray.video.source import open_stream, refuse_too_many
 
 MAX_DELAY = 32  # frames; what has not come out when a packet so much later has will not come (H.264 and HEVC reorder by 16 at most)
 
@@ -65,23 +65,27 @@ def probe(file: BinaryIO) -> VideoInfo:
         first: VideoFrame | None = None
         stamps: list[tuple[int | None, int | None]] = []
         packets, corrupt, fault, cause = 0, False, "", ""
+        announced = len(stream.index_entries) if "mp4" in container.format.name else 0  # listed apart from the packets themselves
+        refuse_too_many(announced)
         try:
             for packet in _from_keyframe(container.demux(stream)):
                 packets += 1
                 corrupt = packet.is_corrupt
                 if not packet.is_discard:  # an edit list leaves these out
                     stamps.append((packet.pts, packet.dts))
+                    refuse_too_many(len(stamps))
                 if first is None and packet.is_keyframe:
                     first, cause = _decode_one(stream.codec_context, packet)
         except MemoryError:
             raise
         except av.FFmpegError as error:
             fault = f"the file is damaged after frame {len(stamps)}: {error.strerror}"
-        # MP4 and QuickTime list their packets apart from the packets themselves.
-        announced = len(stream.index_entries) if "mp4" in container.format.name else 0
         if not fault and (corrupt or packets < announced):
-            fault = f"the file is cut short or damaged: {len(stamps)} frames" + (f" of {announced}" if announced else "") + " can be read"
+            total = f" of {announced}" if announced else ""
+            fault = f"the file is cut short or damaged: {len(stamps)} frames{total} can be read. Download or copy it again."
         time_base = stream.time_base
+        if packets == 0 and not fault:
+            raise VideoError("probe", f"its video stream ({stream.codec.canonical_name}) has no keyframe, or no frames at all")
         if first is None or time_base is None or not stamps:
             raise VideoError("probe", fault or f"none of its {len(stamps)} frames can be decoded ({stream.codec.canonical_name}{cause})")
         pts, timed = _presentation_order(stamps, container, stream)
@@ -288,7 +292,7 @@ def _orientation(frame: VideoFrame) -> tuple[int, bool]:
     degrees = math.degrees(math.atan2(-b, -a if mirrored else a)) % 360
     rotation = round(degrees / 90) * 90
     if abs(degrees - rotation) > 1:
-        raise VideoError("probe", f"rotated by {degrees:.0f} degrees: only quarter turns are supported")
+        raise VideoError("probe", f"rotated by {degrees:.0f} degrees: only quarter turns are supported. Convert it upright.")
     return rotation % 360, mirrored
 
 

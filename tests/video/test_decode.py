@@ -266,7 +266,7 @@ def test_cut_short_with_the_index_in_front(share: float, tmp_path: Path) -> None
     data = whole[: start + int((len(whole) - start) * share)]
     info = probe(io.BytesIO(data))
     assert 0 < len(info.pts) < 150
-    assert info.fault == f"the file is cut short or damaged: {len(info.pts)} frames of 150 can be read"
+    assert info.fault == f"the file is cut short or damaged: {len(info.pts)} frames of 150 can be read. Download or copy it again."
     got, error = decoded(data, info, range(len(info.pts)))
     assert error is not None
     assert error.stage == "decode"
@@ -407,11 +407,11 @@ def huge() -> bytes:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: b"", "not a readable video"),
-        (lambda: b"<!DOCTYPE html><html><head><title>404 Not Found</title></head></html>" * 100, "not a readable video"),
+        (lambda: b"", "not a readable video: .*The file is empty"),
+        (lambda: b"<!DOCTYPE html><html><head><title>404 Not Found</title></head></html>" * 100, "begins with b'<!DOCTYPE html>"),
         (lambda: b"notes on a video\n" * 100, "not a readable video"),
-        (lambda: bytes(100_000), "not a readable video"),
-        (lambda: encode(n=3)[:40], "not a readable video"),
+        (lambda: bytes(100_000), "not a readable video: .*It begins with zeros"),
+        (lambda: encode(n=3)[:40], "not a readable video: .*end is missing"),
         (lambda: encode(n=0), "no video stream|not a readable video"),
         (lambda: audio_only("mp4"), "no video stream in this .*mp4.* file, only audio"),
         (lambda: audio_only("mp4", cover=True), "no video stream in this .*mp4.* file, only"),
@@ -424,6 +424,16 @@ def test_what_is_no_video(make: Callable[[], bytes], message: str) -> None:
     with pytest.raises(VideoError, match=message) as caught:
         probe(data)
     assert caught.value.stage == "probe"
+
+
+@pytest.mark.parametrize("container", ["mp4", "mpegts"])
+def test_more_frames_than_can_be_listed_are_refused(container: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encode(container=container)
+    monkeypatch.setattr(source, "MAX_FRAMES", 48)
+    assert len(probe(io.BytesIO(data)).pts) == 48
+    monkeypatch.setattr(source, "MAX_FRAMES", 47)
+    with pytest.raises(VideoError, match="48 frames or more; above 47 a video is refused"):
+        probe(io.BytesIO(data))
 
 
 @pytest.mark.parametrize("text", ["", "notes on a video\n" * 100])
