@@ -1,8 +1,9 @@
 """Reading videos with PyAV (FFmpeg): when their frames are shown, and the pixels of wanted ones without decoding more than they need.
 
 A frame's index is its place in presentation order. H.264 packets of frames that no other frame refers to (see h264.py) are not decoded
-unless wanted; with any other codec, and in containers that do not say when frames are shown (AVI, raw streams), everything up to the last
-wanted frame is. Either way only wanted frames are converted, and they are bit-identical to those of a full decode.
+unless wanted, nor is anything between two IDR pictures if no frame there is wanted; with any other codec, and in containers that do not say
+when frames are shown (AVI, raw streams), everything up to the last wanted frame is. Either way only wanted frames are converted, and they are
+bit-identical to those of a full decode.
 
 Colours follow the stream's own tags (matrix and range); where it has none, swscale assumes ITU-R BT.601, limited range, as OpenCV does.
 One thread: the caller runs one process for each CPU.
@@ -11,6 +12,7 @@ One thread: the caller runs one process for each CPU.
 from __future__ import annotations  # av.Packet has type parameters in its stubs only
 
 import math
+from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -52,6 +54,8 @@ class VideoInfo:
     """Frames are mirrored left to right after that."""
     timed: bool = True
     """The packets say when their frames are shown. False: frames are counted as they leave the decoder."""
+    clean_starts: tuple[int, ...] = ()
+    """Timestamps at which decoding may start afresh (h264.CleanStarts); empty where that is not sure."""
     fault: str = ""
     """What is wrong with the file as a whole, such as its end missing. decode_frames raises it after the frames it could give."""
 
@@ -67,6 +71,7 @@ def probe(file: BinaryIO) -> VideoInfo:
         packets, corrupt, fault, cause = 0, False, "", ""
         announced = len(stream.index_entries) if "mp4" in container.format.name else 0  # listed apart from the packets themselves
         refuse_too_many(announced)
+        starts = h264.CleanStarts(h264.length_size(stream.codec_context.extradata)) if stream.codec.canonical_name == "h264" else None
         try:
             for packet in _from_keyframe(container.demux(stream)):
                 packets += 1
@@ -74,6 +79,8 @@ def probe(file: BinaryIO) -> VideoInfo:
                 if not packet.is_discard:  # an edit list leaves these out
                     stamps.append((packet.pts, packet.dts))
                     refuse_too_many(len(stamps))
+                if starts is not None:
+                    starts.add(bytes(packet), packet.pts)
                 if first is None and packet.is_keyframe:
                     first, cause = _decode_one(stream.codec_context, packet)
         except MemoryError:
@@ -92,7 +99,8 @@ def probe(file: BinaryIO) -> VideoInfo:
         rotation, mirrored = _orientation(first)
         width, height = (first.height, first.width) if rotation in (90, 270) else (first.width, first.height)
         times = pts * time_base.numerator / time_base.denominator
-        return VideoInfo(width, height, stream.codec.canonical_name, pts, times, rotation, mirrored, timed, fault)
+        clean = tuple(starts.times) if starts is not None and timed else ()
+        return VideoInfo(width, height, stream.codec.canonical_name, pts, times, rotation, mirrored, timed, clean, fault)
 
 
 def decode_frames(file: BinaryIO, info: VideoInfo, wanted: Sequence[int]) -> Iterator[tuple[int, NDArray[np.uint8]]]:
@@ -151,6 +159,7 @@ class _Pass:
         self.wanted_pts = set(info.pts[wanted].tolist())
         self.unsent = int(np.isin(info.pts, info.pts[wanted]).sum())
         self.selective = info.timed and info.codec == "h264"
+        self.wanted_stretches = {bisect_right(info.clean_starts, pts) for pts in self.wanted_pts}
         self.length_size = h264.length_size(context.extradata)
         self.errors: list[str] = []
         self.sent_pts: list[int] = []  # by number
@@ -175,6 +184,8 @@ class _Pass:
         self.unsent -= wanted
         if packet.has_sidedata("new_extradata"):  # another form of packets may follow
             self.selective = False
+        if self.selective and self.info.clean_starts and bisect_right(self.info.clean_starts, packet.pts or 0) not in self.wanted_stretches:
+            return
         reference = not self.selective or h264.is_reference(bytes(packet), self.length_size)
         if self.selective and not wanted and not reference:
             return

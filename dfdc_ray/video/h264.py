@@ -1,12 +1,15 @@
 """Which H.264 packets other frames depend on, read from the headers of their NAL units (ITU-T H.264, 7.3.1 and 7.4.1).
 
-A picture whose slices all have nal_ref_idc 0 is never a reference: leaving it undecoded changes no other picture.
+A picture whose slices all have nal_ref_idc 0 is never a reference: leaving it undecoded changes no other picture. Nothing after an IDR picture
+refers to what lies before it.
 """
 
 from collections.abc import Iterator
 
 # nal_unit_type, table 7-1. A packet that is left out may hold only these: no IDR slice (5), no parameter sets, no end of a sequence.
 SLICES = frozenset({1, 2, 3, 4})
+IDR = 5
+PARAMETER_SETS = frozenset({7, 8, 13, 15})
 HARMLESS = frozenset({6, 9, 12, 14, 20})  # SEI, access unit delimiter, filler; prefixes and slices of SVC and MVC, which are not decoded
 
 
@@ -33,6 +36,41 @@ def is_reference(packet: bytes, length_size: int | None) -> bool:
         elif kind not in HARMLESS:
             return True
     return slices == 0
+
+
+class CleanStarts:
+    """Finds the IDR pictures of a stream from all its packets, in order: nothing after one refers to anything before it (8.2.1).
+
+    So what lies between two of them can be left out as a whole. Where that is not sure (parameter sets that a later part may need, times
+    that contradict the order), `times` is empty.
+    """
+
+    def __init__(self, length_size: int | None) -> None:
+        self.length_size = length_size
+        self._sure = True
+        self._starts: list[int] = []
+        self._with_sets: set[bool] = set()
+        self._latest: int | None = None
+
+    def add(self, packet: bytes, pts: int | None) -> None:
+        """The next packet and when it is shown."""
+        kinds = {None if header is None else header & 0x1F for header in _headers(packet, self.length_size)}
+        if pts is None or None in kinds:
+            self._sure = False
+            return
+        sets = bool(kinds & PARAMETER_SETS)
+        if IDR in kinds:
+            self._sure &= self._latest is None or pts > self._latest
+            self._starts.append(pts)
+            self._with_sets.add(sets)
+        else:
+            self._sure &= not sets and bool(self._starts) and pts > self._starts[-1]
+        self._latest = pts if self._latest is None else max(self._latest, pts)
+
+    @property
+    def times(self) -> list[int]:
+        """Timestamps of the IDR pictures, ascending; frames from one up to the next need nothing else."""
+        return self._starts if self._sure and len(self._with_sets) == 1 else []
 
 
 def _headers(packet: bytes, length_size: int | None) -> Iterator[int | None]:

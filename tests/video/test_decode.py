@@ -183,6 +183,41 @@ def test_frames_that_nobody_wants_or_refers_to_are_not_decoded(container: str) -
         np.testing.assert_array_equal(got[index], expected[index])
 
 
+@pytest.mark.parametrize(
+    ("container", "options"), [("mp4", {}), ("mpegts", {}), ("matroska", {"x264-params": "bframes=3:b-pyramid=normal"})]
+)
+def test_stretches_without_a_wanted_frame_are_not_decoded(container: str, options: dict[str, str]) -> None:
+    data = encode(container=container, options=options | {"g": "12", "bf": "3"}, n=60)
+    expected, _ = full_decode(data)
+    info = probe(io.BytesIO(data))
+    assert len(info.clean_starts) == 5
+    wanted = [3, 11, 36, 37]  # in the first stretch and the fourth
+    for others in ([12, 35], [48, 59]):
+        first, last = (int(info.pts[i]) for i in others)
+        broken = data
+        with av.open(io.BytesIO(data)) as source:  # spoil all that lies between
+            for packet in source.demux(video=0):
+                if packet.pts is not None and first <= packet.pts <= last:
+                    chunks = (bytes(packet)[at : at + 12] for at in range(packet.size - 12, 0, -4))
+                    broken = broken.replace(next(c for c in chunks if broken.count(c) == 1), b"\xff" * 12)
+        got, error = decoded(broken, info, wanted)
+        assert error is None
+        assert list(got) == wanted
+        for index, rgb in got.items():
+            np.testing.assert_array_equal(rgb, expected[index])
+
+
+def test_open_stretches_are_decoded_as_a_whole() -> None:
+    data = encode(options={"g": "12", "bf": "3", "x264-params": "open-gop=1"}, n=60)
+    expected, _ = full_decode(data)
+    info = probe(io.BytesIO(data))
+    assert len(info.clean_starts) == 1  # the other keyframes are no IDR pictures
+    got, error = decoded(data, info, [24, 50])
+    assert error is None
+    for index, rgb in got.items():
+        np.testing.assert_array_equal(rgb, expected[index])
+
+
 @pytest.mark.parametrize("degrees", [0, 90, 180, 270])
 @pytest.mark.parametrize("mirrored", [False, True])
 def test_rotation(degrees: int, mirrored: bool) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from dfdc_ray.video.h264 import is_reference, length_size
+from dfdc_ray.video.h264 import CleanStarts, is_reference, length_size
 
 B_SLICE, P_SLICE, IDR = b"\x01\x9e", b"\x41\x9a", b"\x65\x88"
 SEI, AUD, SPS, PPS, END_OF_SEQUENCE = b"\x06\x05", b"\x09\xf0", b"\x67\x64", b"\x68\xee", b"\x0a"
@@ -46,3 +46,24 @@ def test_length_size() -> None:
     assert length_size(bytes.fromhex("000000016764001fac")) is None
     assert length_size(None) is None
     assert length_size(b"") is None
+
+
+@pytest.mark.parametrize(
+    ("packets", "times"),
+    [
+        ([([IDR], 0), ([P_SLICE], 3), ([B_SLICE], 1), ([IDR], 4), ([P_SLICE], 5)], [0, 4]),
+        ([([SPS, PPS, IDR], 0), ([P_SLICE], 1), ([SPS, PPS, IDR], 2)], [0, 2]),
+        ([([SPS, PPS, IDR], 0), ([P_SLICE], 1), ([IDR], 2)], []),  # may need the sets before it
+        ([([IDR], 0), ([PPS, P_SLICE], 1), ([IDR], 2)], []),
+        ([([IDR], 0), ([P_SLICE], 5), ([IDR], 4)], []),  # shown before what comes before it
+        ([([IDR], 3), ([P_SLICE], 1)], []),
+        ([([P_SLICE], 0), ([IDR], 1)], []),
+        ([([IDR], None)], []),
+        ([([P_SLICE], 0)], []),
+    ],
+)
+def test_clean_starts(packets: list[tuple[list[bytes], int | None]], times: list[int]) -> None:
+    starts = CleanStarts(4)
+    for units, pts in packets:
+        starts.add(avcc(units, 4), pts)
+    assert starts.times == times
