@@ -1,9 +1,9 @@
 """Reading videos with PyAV (FFmpeg): when their frames are shown, and the pixels of wanted ones without decoding more than they need.
 
 A frame's index is its place in presentation order. H.264 packets of frames that no other frame refers to (see h264.py) are not decoded
-unless wanted, nor is anything between two IDR pictures if no frame there is wanted; with any other codec, and in containers that do not say
-when frames are shown (AVI, raw streams), everything up to the last wanted frame is. Either way only wanted frames are converted, and they are
-bit-identical to those of a full decode.
+unless wanted, nor is anything between two IDR pictures if no frame there is wanted; with any other codec, and in containers that do not
+say when frames are shown (AVI, raw streams), everything up to the last wanted frame is. Either way only wanted frames are converted, and
+they are bit-identical to those of a full decode.
 
 Colours follow the stream's own tags (matrix and range); where it has none, swscale assumes ITU-R BT.601, limited range, as OpenCV does.
 One thread: the caller runs one process for each CPU.

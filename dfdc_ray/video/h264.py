@@ -1,7 +1,7 @@
 """Which H.264 packets other frames depend on, read from the headers of their NAL units (ITU-T H.264, 7.3.1 and 7.4.1).
 
-A picture whose slices all have nal_ref_idc 0 is never a reference: leaving it undecoded changes no other picture. Nothing after an IDR picture
-refers to what lies before it.
+A picture whose slices all have nal_ref_idc 0 is never a reference: leaving it undecoded changes no other picture. And what comes after an
+IDR picture refers to nothing before it.
 """
 
 from collections.abc import Iterator
