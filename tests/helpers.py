@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dfdc_ray.shards import packed
+from dfdc_ray.shards.manifest import read_manifest
+from dfdc_ray.shards.pack import plan
 from dfdc_ray.shards.schema import FACES, FORMAT_VERSION
 from dfdc_ray.shards.write import parquet_bytes
 
 # Mean RGB: the two classes can be told apart by it, through any augmentation.
 _COLOURS = {"REAL": (170, 90, 90), "FAKE": (90, 90, 170)}
+
+
+def preprocess_command(corpus: Path | str, out: Path | str, *more: str) -> list[str]:
+    """The command line of a preprocessing run with few frames; that of the fixture `undisturbed`."""
+    return [sys.executable, "-m", "dfdc_ray.cli", "preprocess", "--corpus", str(corpus), "--out", str(out), "--frames", "2", *more]
 
 
 def write_face_shards(
@@ -59,10 +68,21 @@ def write_face_shards(
         (folder / path).write_bytes(data)
         files.append({"path": path, "rows": sum(map(len, videos)), "sha256": sha256})
     pq.write_table(pa.Table.from_pylist(ledger), folder / "ledger.parquet")
+    pq.write_table(pa.Table.from_pylist([row | {"method": None} for row in ledger]), folder / "index.parquet")
     data_hash = hashlib.sha256("".join(str(f["sha256"]) for f in files).encode()).hexdigest()
     manifest = {"format": FORMAT_VERSION, "kind": "plain", "data_hash": data_hash, "config": {"frames": frames}, "files": files}
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
+
+
+def pack_shards(faces: Path, out: Path | str, *, seed: int = 0, shard_mb: float = 0.12, row_group_mb: float = 0.02) -> str:
+    """What `dfdc-ray pack` writes, without Ray."""
+    source = read_manifest(str(faces))
+    settings = packed.Settings(faces_data_hash=source.data_hash, seed=seed, shard_mb=shard_mb, row_group_mb=row_group_mb)
+    packed.open_output(str(out), settings)
+    receipts = {shard.number: packed.commit(str(out), shard, settings) for shard in plan(source, seed=seed, shard_bytes=shard_mb * 1e6)}
+    packed.publish(str(out), source, receipts, settings, copied=packed.companions(source), versions={})
+    return str(out)
 
 
 def _row(rng: np.random.Generator, ids: dict[str, Any], frame: int, *, core: bool, size: int, image_format: str) -> dict[str, Any]:

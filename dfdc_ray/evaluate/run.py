@@ -29,6 +29,7 @@ from dfdc_ray.evaluate.aggregate import RULE, Aggregate, aggregate
 from dfdc_ray.evaluate.metrics import LOG_LOSS_EPS, THRESHOLD, Level, judge
 from dfdc_ray.evaluate.report import JudgedVideo, Report
 from dfdc_ray.evaluate.scorer import Scorer, load_scorer
+from dfdc_ray.shards.cache import cached, check_folder
 from dfdc_ray.shards.dataset import FaceDataset, FixedOrder, RowTable, loader, read_rows
 from dfdc_ray.shards.manifest import Manifest, read_ledger, read_manifest
 
@@ -111,6 +112,8 @@ def _score(config: EvaluateConfig, scorer: Scorer, manifest: Manifest, videos: _
     ids = rows.table["video_id"].cast(pa.string())
     wanted = pc.is_in(ids, value_set=pa.array([row["video_id"] for row in videos.labelled], pa.string()))
     rows = rows.take(pc.and_(wanted, rows.table["core"]).to_numpy(zero_copy_only=False))
+    if folder := check_folder(config.cache):
+        (rows,) = cached([rows], folder)
     on_gpu = scorer.device.type == "cuda"
     dataset = FaceDataset(rows, scorer.transform, FixedOrder(len(rows), config.batch_size))
     batches = loader(dataset, workers=min(_GPU_LOADERS, os.cpu_count() or 1) if on_gpu else 0, pin_memory=on_gpu)

@@ -27,7 +27,7 @@ DEFAULTS: dict[DetectorName, tuple[float, int]] = {
 }
 _SSD_MEAN_BGR = (104.0, 177.0, 123.0)  # what res10_300x300_ssd was trained with (opencv/samples/dnn/face_detector)
 _SMALLEST_SIDE = 33  # pixels after scaling: CenterFace finds faces in a blank 32x32, and the SSD's pooling layers refuse less than 8
-_NETWORKS_HELD = 6  # three sizes of look (follow.py), landscape and portrait
+_NETWORKS_HELD = 3  # 20 to 100 MB each: the three sizes of look (follow.py) at frames of one shape; another shape loads anew, 0.1 s
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,10 @@ import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from dfdc_ray import storage
 from dfdc_ray.corpus.splits import Split, assign
 from dfdc_ray.errors import UserError
 from dfdc_ray.faces.crop import decode
-from dfdc_ray.shards.manifest import Manifest, ShardFile
+from dfdc_ray.shards.manifest import Manifest, ShardFile, open_shard, parquet_input
 
 WINDOW_BYTES = 128 << 20  # of images: about 250 DFDC videos are mixed at a time
 CACHE_BYTES = 2 * WINDOW_BYTES + (64 << 20)  # two windows, for the batch that straddles their border
@@ -40,13 +39,15 @@ Transform = Callable[[torch.Tensor], torch.Tensor]  # uint8 [3,H,W] RGB -> float
 class RowTable:
     """Where every face row is, and its small columns.
 
-    files: URIs of the shards.
+    files: URIs of the shards; sizes: in bytes; sha256: of their bytes, in hexadecimal.
     groups: int64 [G,3], one line for each row group: file, row group in the file, bytes of its images.
     table: one line for each row: group (line of `groups`), row (in the row group), video_id, group_id, part, label, core, frame, time_s,
     track_id.
     """
 
     files: tuple[str, ...]
+    sizes: tuple[int, ...]
+    sha256: tuple[str, ...]
     groups: np.ndarray
     table: pa.Table
 
@@ -79,15 +80,21 @@ def read_rows(manifest: Manifest) -> RowTable:
         parts = list(pool.map(_read_small, manifest.files))
     groups: list[tuple[int, int, int]] = []
     tables = []
-    for number, (table, sizes) in enumerate(parts):
+    for number, (table, row_groups, _) in enumerate(parts):
         first = len(groups)
-        groups += [(number, group, size) for group, (_, size) in enumerate(sizes)]
-        counts = [rows for rows, _ in sizes]
+        groups += [(number, group, size) for group, (_, size) in enumerate(row_groups)]
+        counts = [rows for rows, _ in row_groups]
         group = np.repeat(np.arange(first, first + len(counts), dtype=np.int32), counts)
         row = np.concatenate([np.arange(n, dtype=np.int32) for n in counts])
         tables.append(table.add_column(0, "row", pa.array(row)).add_column(0, "group", pa.array(group)))
     table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
-    return RowTable(files=tuple(f.uri for f in manifest.files), groups=np.array(groups, dtype=np.int64).reshape(-1, 3), table=table)
+    return RowTable(
+        files=tuple(file.uri for file in manifest.files),
+        sizes=tuple(size for _, _, size in parts),
+        sha256=tuple(file.sha256 for file in manifest.files),
+        groups=np.array(groups, dtype=np.int64).reshape(-1, 3),
+        table=table,
+    )
 
 
 def split_mask(rows: RowTable, rule: str, split: Split) -> np.ndarray:
@@ -98,21 +105,13 @@ def split_mask(rows: RowTable, rule: str, split: Split) -> np.ndarray:
     return pc.is_in(rows.table["group_id"].cast(pa.string()), value_set=pa.array(sorted(chosen), pa.string())).to_numpy()
 
 
-def _read_small(file: ShardFile) -> tuple[pa.Table, list[tuple[int, int]]]:
-    """The small columns, and for each row group its number of rows and the bytes of its images."""
-    try:
-        with storage.open_input(file.uri) as stream, pq.ParquetFile(stream, read_dictionary=_DICTIONARY) as parquet:
-            groups = [parquet.metadata.row_group(g) for g in range(parquet.num_row_groups)]
-            image = parquet.schema.names.index("bytes")
-            sizes = [(group.num_rows, group.column(image).total_uncompressed_size) for group in groups]
-            table = parquet.read(columns=_COLUMNS)
-    except FileNotFoundError as error:
-        raise UserError(f"{file.uri} is absent, but the manifest names it. Copy the whole preprocess output again.") from error
-    except (pa.ArrowInvalid, ValueError) as error:
-        raise UserError(f"{file.uri} is not a face shard, or it is damaged ({error}). Copy the preprocess output again.") from error
-    if table.num_rows != file.rows:
-        raise UserError(f"{file.uri} has {table.num_rows} rows, but the manifest says {file.rows}. Copy the preprocess output again.")
-    return table, sizes
+def _read_small(file: ShardFile) -> tuple[pa.Table, list[tuple[int, int]], int]:
+    """The small columns, for each row group its number of rows and the bytes of its images, and the size of the file."""
+    with open_shard(file, read_dictionary=_DICTIONARY) as (parquet, size):
+        groups = [parquet.metadata.row_group(g) for g in range(parquet.num_row_groups)]
+        image = parquet.schema.names.index("bytes")
+        row_groups = [(group.num_rows, group.column(image).total_uncompressed_size) for group in groups]
+        return parquet.read(columns=_COLUMNS), row_groups, size
 
 
 class Samples(NamedTuple):
@@ -265,7 +264,7 @@ class _Images:
 
     def _read_group(self, group: int) -> pa.Array:
         file, number, _ = self.groups[group]
-        with storage.open_input(self.files[file]) as stream, pq.ParquetFile(stream) as parquet:
+        with parquet_input(self.files[file]) as stream, pq.ParquetFile(stream) as parquet:
             table = parquet.read_row_group(int(number), columns=["image.bytes"], use_threads=False)
         return pc.struct_field(table["image"], "bytes").combine_chunks()
 

@@ -1,8 +1,11 @@
-"""What preprocess left behind, seen by a reader: only files that manifest.json names exist."""
+"""What preprocess or pack left behind, seen by a reader: only files that manifest.json names exist."""
 
+import io
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, BinaryIO, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -10,6 +13,9 @@ import pyarrow.parquet as pq
 from dfdc_ray import storage
 from dfdc_ray.errors import UserError
 from dfdc_ray.shards.schema import FORMAT_VERSION
+
+_BUFFER = 64 << 10  # bytes: the small columns of a row group of some MB
+_BEGUN = (("receipts", "preprocess"), ("shards", "pack"))  # the folder that shows which command has begun an output
 
 
 @dataclass(frozen=True)
@@ -23,9 +29,14 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class Manifest:
-    """The content of manifest.json. `data_hash` identifies the rows, `config` the preprocessing that made them."""
+    """The content of manifest.json.
+
+    kind: plain (of preprocess: a file a family, a row group a video) or packed (shuffled, large row groups).
+    data_hash: identifies the rows and their order. config: the preprocessing that made the rows.
+    """
 
     root: str
+    kind: Literal["plain", "packed"]
     files: tuple[ShardFile, ...]
     config: dict[str, Any]
     data_hash: str
@@ -36,7 +47,7 @@ class Manifest:
 
 
 def read_manifest(faces_uri: str) -> Manifest:
-    """Read FACES/manifest.json. UserError if the folder is not a finished preprocess output of a format known here, or holds no face."""
+    """Read FACES/manifest.json. UserError if the folder is not a finished output of preprocess or pack known here, or holds no face."""
     root = storage.absolute(faces_uri)
     uri = storage.join(root, "manifest.json")
     try:
@@ -45,11 +56,11 @@ def read_manifest(faces_uri: str) -> Manifest:
         if version != FORMAT_VERSION:
             raise UserError(f"{uri} has format {version!r}, but {FORMAT_VERSION} is read here. Preprocess again into another --out.")
         files = tuple(ShardFile(storage.join(root, f["path"]), int(f["rows"]), f["sha256"]) for f in content["files"])
-        manifest = Manifest(root=root, files=files, config=content["config"], data_hash=content["data_hash"])
+        manifest = Manifest(root=root, kind=content["kind"], files=files, config=content["config"], data_hash=content["data_hash"])
     except FileNotFoundError as error:
         raise UserError(_absent(root)) from error
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{uri} is damaged ({error!r}). Run the same `dfdc-ray preprocess` command again: it rewrites it.") from error
+        raise UserError(f"{uri} is damaged ({error!r}). Run the same command again that made it: it rewrites it.") from error
     if not manifest.rows:
         raise UserError(f"{root} holds no face at all. Its ledger.parquet says what became of each video.")
     return manifest
@@ -64,10 +75,40 @@ def read_ledger(faces_uri: str) -> pa.Table:
     except FileNotFoundError as error:
         raise UserError(_absent(root)) from error
     except pa.ArrowInvalid as error:
-        raise UserError(f"{uri} is damaged ({error}). Run the same `dfdc-ray preprocess` command again: it rewrites it.") from error
+        raise UserError(f"{uri} is damaged ({error}). Run the same command again that made it: it rewrites it.") from error
+
+
+def parquet_input(uri: str) -> BinaryIO | pa.NativeFile:
+    """A file for Parquet's reader, which asks for whole ranges itself: only a little more than each is fetched from S3.
+
+    Local files are opened by pyarrow, which reads them in half the time, after storage has seen that they can be opened.
+    """
+    stream = storage.open_input(uri)
+    if storage.is_s3(uri):
+        return io.BufferedReader(stream.detach(), _BUFFER)
+    stream.close()
+    return pa.OSFile(storage.absolute(uri))
+
+
+@contextmanager
+def open_shard(file: ShardFile, *, read_dictionary: list[str] | None = None) -> Iterator[tuple[pq.ParquetFile, int]]:
+    """A shard to read from, and its size in bytes. UserError if it is absent, damaged or of another length than the manifest says."""
+    try:
+        with parquet_input(file.uri) as stream, pq.ParquetFile(stream, read_dictionary=read_dictionary) as parquet:
+            size = stream.seek(0, io.SEEK_END)
+            if parquet.metadata.num_rows != file.rows:
+                raise UserError(
+                    f"{file.uri} has {parquet.metadata.num_rows} rows, but the manifest says {file.rows}. Copy the whole folder again."
+                )
+            yield parquet, size
+    except FileNotFoundError as error:
+        raise UserError(f"{file.uri} is absent, but the manifest names it. Copy the whole folder again.") from error
+    except (pa.ArrowInvalid, ValueError) as error:
+        raise UserError(f"{file.uri} is not a face shard, or it is damaged ({error}). Copy it again.") from error
 
 
 def _absent(root: str) -> str:
-    if storage.exists(storage.join(root, "receipts")):
-        return f"{root} is not finished: run the same `dfdc-ray preprocess` command again to complete it."
-    return f"{root} is not an output of `dfdc-ray preprocess` (it has no manifest.json). Give the folder that was its --out."
+    for folder, command in _BEGUN:
+        if storage.exists(storage.join(root, folder)):
+            return f"{root} is not finished: run the same `dfdc-ray {command}` command again to complete it."
+    return f"{root} is not an output of `dfdc-ray preprocess` or `dfdc-ray pack`: it has no manifest.json. Give what was --out there."

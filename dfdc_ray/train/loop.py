@@ -29,7 +29,7 @@ from dfdc_ray.models import create_model
 from dfdc_ray.shards.dataset import Batch, FaceDataset, FixedOrder, ShuffledOrder, loader
 from dfdc_ray.train import checkpoint, transforms
 from dfdc_ray.train.objectives import OBJECTIVES
-from dfdc_ray.train.plan import Plan, checkpoints
+from dfdc_ray.train.plan import Plan, checkpoints, on_this_node
 from dfdc_ray.train.progress import Board, Meter
 from dfdc_ray.train.validation import METRICS, use_bf16, validate
 
@@ -67,6 +67,7 @@ def train_loop(
     after each epoch. Only rank 0 writes and prints. `loader_workers` change nothing in the result, `world_size` nothing in the order.
     UserError when the loss is no longer finite.
     """
+    plan = on_this_node(plan, config)
     run = _start(config, plan, rank=rank, world_size=world_size, device=device or torch.device("cpu"))
     at = run.at
     order = ShuffledOrder(

@@ -16,12 +16,13 @@ from dfdc_ray.console import console
 from dfdc_ray.corpus.splits import SPLITS, Split
 from dfdc_ray.errors import UserError
 from dfdc_ray.models import create_model, load_weights
+from dfdc_ray.shards.cache import cached, check_folder
 from dfdc_ray.shards.dataset import RowTable, read_rows, split_mask
 from dfdc_ray.shards.manifest import read_manifest
 from dfdc_ray.train import checkpoint
 
 # A run may go on with these changed; anything else would make it another run. `faces` may have moved: its data hash is compared.
-MAY_CHANGE = {"faces", "out", "workers", "gpu", "cpus_per_worker", "loader_workers", "checkpoint_minutes"}
+MAY_CHANGE = {"faces", "out", "workers", "gpu", "cpus_per_worker", "loader_workers", "checkpoint_minutes", "cache"}
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,14 @@ def prepare(config: TrainConfig) -> Plan:
     )
 
 
+def on_this_node(plan: Plan, config: TrainConfig) -> Plan:
+    """The plan with its shards read from --cache, where they are copied now unless they are there. UserError if they do not fit."""
+    if config.cache is None:
+        return plan
+    train, validation = cached([plan.train, plan.validation], config.cache)
+    return replace(plan, train=train, validation=validation)
+
+
 def checkpoints(config: TrainConfig) -> str:
     """The folder of the checkpoints to resume from."""
     return storage.join(config.out, "checkpoints")
@@ -128,6 +137,7 @@ def _check_options(config: TrainConfig) -> None:
         raise UserError(f"--image-size {config.image_size}: at least 32, since the networks halve it five times.")
     if config.batch_size % config.workers:
         raise UserError(f"--batch-size {config.batch_size} (over all workers) does not divide by --workers {config.workers}.")
+    check_folder(config.cache)
 
 
 def _check_splits(config: TrainConfig, counts: dict[Split, Counts]) -> None:

@@ -16,8 +16,9 @@ import ray.train
 import ray.train.torch
 import torch
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
 from ray.train.v2.torch.torch_trainer import TorchTrainer
 from rich.table import Table
 
@@ -26,10 +27,12 @@ from dfdc_ray.cluster.run import connect, joined, require
 from dfdc_ray.config import TrainConfig
 from dfdc_ray.console import console
 from dfdc_ray.errors import UserError
+from dfdc_ray.shards.cache import check_folder
 from dfdc_ray.train import checkpoint
 from dfdc_ray.train.loop import train_loop
 from dfdc_ray.train.plan import checkpoints, describe, prepare
 
+CACHE_WAIT_S = 4 * 3600  # instead of torch's half hour
 MAX_FAILURES = 3  # worker groups lost to crashes before giving up; announced pre-emptions do not count
 
 
@@ -63,25 +66,44 @@ def train(config: TrainConfig) -> None:
             failure_config=FailureConfig(max_failures=MAX_FAILURES),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
+        # Nodes fill their caches at different speeds, and the first to be done waits for the others in its first collective operation.
+        torch_config=ray.train.torch.TorchConfig(timeout_s=CACHE_WAIT_S) if config.cache else None,
     )
     try:
         trainer.fit()
     except WorkerGroupError as error:
-        for failure in error.worker_failures.values():
-            cause = getattr(failure, "_base_exc", failure)
-            if isinstance(cause, UserError):
-                raise cause from error
+        if cause := _user_error(error):
+            raise cause from error
         error.add_note("Run the same command again to go on from the newest checkpoint.")
         raise
     _summary(config)
 
 
 class _Trainer(TorchTrainer):
-    """Without the actor that frees the workers of a dead controller: in a private session, which has no state API, it only complains."""
+    """Ends at once on a UserError, and does without the actor that frees the workers of a dead controller: in a private session, which has
+    no state API, it only complains.
+    """
+
+    def _initialize_and_run_controller(self, **options: Any) -> Any:
+        return super()._initialize_and_run_controller(**options | {"failure_policy": _FailurePolicy(self.run_config.failure_config)})
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
         return [c for c in callbacks if joined() or not isinstance(c, PlacementGroupCleanerCallback)]
+
+
+class _FailurePolicy(DefaultFailurePolicy):
+    """What a person must put right is not tried again."""
+
+    def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
+        return FailureDecision.RAISE if _user_error(training_failed_error) else super().make_decision(training_failed_error)
+
+
+def _user_error(error: TrainingFailedError) -> UserError | None:
+    """The UserError that a worker raised, if one did."""
+    failures = error.worker_failures.values() if isinstance(error, WorkerGroupError) else ()
+    causes = [getattr(failure, "_base_exc", failure) for failure in failures]  # Ray wraps what a worker raises
+    return next((cause for cause in causes if isinstance(cause, UserError)), None)
 
 
 def _worker(settings: dict[str, Any]) -> None:
@@ -106,7 +128,13 @@ def _worker(settings: dict[str, Any]) -> None:
 def _absolute(config: TrainConfig) -> TrainConfig:
     """Workers run in another folder: paths must not depend on the current one."""
     weights = config.weights if config.weights in ("imagenet", "none") else storage.absolute(config.weights)
-    return replace(config, faces=storage.absolute(config.faces), out=storage.absolute(config.out), weights=weights)
+    return replace(
+        config,
+        faces=storage.absolute(config.faces),
+        out=storage.absolute(config.out),
+        weights=weights,
+        cache=check_folder(config.cache),
+    )
 
 
 def _summary(config: TrainConfig) -> None:

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import pack_shards
 
 from dfdc_ray.config import EvaluateConfig, PreprocessConfig
 from dfdc_ray.corpus.index import INDEX
@@ -27,6 +28,7 @@ from dfdc_ray.preprocess import receipts
 from dfdc_ray.preprocess.plan import Video, units
 from dfdc_ray.preprocess.settings import settings_of
 from dfdc_ray.preprocess.unit import UnitResult, VideoResult, ledger_row
+from dfdc_ray.shards.manifest import read_manifest
 from dfdc_ray.train import checkpoint, transforms
 
 FRAMES = 4
@@ -164,6 +166,20 @@ def test_the_same_again_gives_the_same_report(faces: Path, best: Path, report_of
     for report in (first, again):
         del report["protocol"]["date"]
     assert first == again
+
+
+def test_packed_faces_give_the_same_report(faces: Path, best: Path, report_of_test: Path, tmp_path: Path) -> None:
+    first = json.loads((report_of_test / "report.json").read_text())
+    packed = _evaluate(Path(pack_shards(faces, tmp_path / "packed")), best, tmp_path / "report", cache=str(tmp_path / "cache"))
+    assert packed["protocol"].pop("data_hash") != first["protocol"].pop("data_hash")
+    for report in (first, packed):
+        del report["protocol"]["date"], report["protocol"]["faces"]
+        report["scores"] = [(v.pop("score"), v.pop("counted_as")) for v in report["videos"]]
+    assert packed["protocol"] == first["protocol"]
+    assert packed["videos"] == first["videos"]
+    for found, expected in zip(packed["scores"], first["scores"], strict=True):
+        assert found == (pytest.approx(expected[0], abs=1e-5), pytest.approx(expected[1], abs=1e-5))
+    assert 0 < len(list((tmp_path / "cache").glob("*.parquet"))) < len(read_manifest(str(tmp_path / "packed")).files)
 
 
 def test_groups_that_were_trained_on_are_refused(faces: Path, best: Path, tmp_path: Path) -> None:

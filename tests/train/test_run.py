@@ -44,8 +44,9 @@ def test_two_workers_then_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFi
 
     write_face_shards(tmp_path / "faces", families=5)
     monkeypatch.chdir(tmp_path)
-    config = _config(Path(), workers=2)
+    config = _config(Path(), workers=2, cache="cache")
     train(config)
+    assert len(list((tmp_path / "cache").glob("*.parquet"))) == 4  # of training and validation
     with_two = checkpoint.load(f"{tmp_path}/out/best").config
     alone = _config(tmp_path, out=str(tmp_path / "alone"))
     history = train_loop(alone, prepare(alone))
@@ -88,6 +89,18 @@ def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
         (2, 16),
         (3, 24),
     ]
+
+
+def test_what_a_person_must_put_right_is_not_tried_again(tmp_path: Path) -> None:
+    """A learning rate at which training diverges: said once, not after every one of the tries that crashes get."""
+    from dfdc_ray.train.run import train
+
+    write_face_shards(tmp_path / "faces", families=5)
+    with pytest.raises(UserError, match="Training diverged"):
+        train(_config(tmp_path, learning_rate=1e30))
+    assert not (tmp_path / "out" / "best").exists()
+    attempts = list((tmp_path / "out" / "tensorboard").glob("**/events*"))
+    assert len(attempts) == 1
 
 
 def test_too_few_cpus_are_refused(tmp_path: Path) -> None:
