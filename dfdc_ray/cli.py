@@ -19,7 +19,10 @@ from dfdc_ray.errors import StorageError, UserError
 # Functions by name, imported when called: `dfdc-ray index` shall not wait for torch and Ray.
 COMMANDS: dict[str, tuple[type, str]] = {
     "index": (config.IndexConfig, "dfdc_ray.corpus.index:index"),
+    "plan": (config.PlanConfig, "dfdc_ray.preprocess.estimate:plan"),
     "preprocess": (config.PreprocessConfig, "dfdc_ray.preprocess.run:preprocess"),
+    "coverage": (config.CoverageConfig, "dfdc_ray.preprocess.coverage:coverage"),
+    "pack": (config.PackConfig, "dfdc_ray.shards.run:pack"),
     "train": (config.TrainConfig, "dfdc_ray.train.run:train"),
     "evaluate": (config.EvaluateConfig, "dfdc_ray.evaluate.run:evaluate"),
     "predict": (config.PredictConfig, "dfdc_ray.serve.score:predict"),
@@ -28,6 +31,8 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "doctor": (config.DoctorConfig, "dfdc_ray.doctor:doctor"),
     "bench detectors": (config.BenchDetectorsConfig, "dfdc_ray.bench.detectors:detectors"),
     "bench preprocess": (config.BenchPreprocessConfig, "dfdc_ray.bench.preprocess:preprocess"),
+    "bench boxes": (config.BenchBoxesConfig, "dfdc_ray.bench.boxes:boxes"),
+    "bench scale": (config.BenchScaleConfig, "dfdc_ray.bench.scale:scale"),
 }
 
 
@@ -41,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
         return _overview(arguments)
     cls, function = COMMANDS[name]
     try:
-        settings: Any = tyro.cli(cls, prog=f"dfdc-ray {name}", args=_repeatable(arguments[len(name.split()) :], "--corpus"))
+        settings: Any = tyro.cli(cls, prog=f"dfdc-ray {name}", args=_words(arguments[len(name.split()) :]))
         _load(function)(settings)
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
@@ -81,6 +86,13 @@ def _load(path: str) -> Callable[[Any], None]:
     module, name = path.split(":")
     function: Callable[[Any], None] = getattr(importlib.import_module(module), name)
     return function
+
+
+def _words(arguments: list[str]) -> list[str]:
+    """The arguments as the parser takes them: `--corpus A --corpus B` and `--retry error,poison` too."""
+    arguments = _repeatable(_repeatable(arguments, "--corpus"), "--retry")
+    start = arguments.index("--retry") if "--retry" in arguments else len(arguments)  # its words are the last
+    return arguments[:start] + [word for argument in arguments[start:] for word in argument.split(",")]
 
 
 def _repeatable(arguments: list[str], option: str) -> list[str]:

@@ -36,7 +36,7 @@ class PreprocessConfig:
     detector: DetectorName = "centerface"
     """Face detector. docs/benchmarks.md has the table that chose the default."""
     detector_threshold: float | None = None
-    """Smallest score that counts as a face; unset: the detector's own default (centerface: 0.4)."""
+    """Smallest score that counts as a face; unset: the detector's own default (centerface: 0.5)."""
     detector_long_side: int | None = None
     """Frames are scaled down to this long side in pixels before detection; unset: the detector's own default (centerface: 640)."""
     crop: Literal["face", "frame"] = "face"
@@ -48,7 +48,9 @@ class PreprocessConfig:
     image_format: Literal["jpeg", "png"] = "jpeg"
     """jpeg: quality 95, 4:4:4; png: lossless."""
     retry: tuple[Literal["error", "poison", "no_face", "missing"], ...] = ()
-    """Do units again whose videos ended so."""
+    """Do units again that hold videos which ended so (`--retry error poison` or `--retry error,poison`)."""
+    max_error_share: float = 0.01
+    """Exit code 1, when all is done and published, if a larger share of the videos ended as error or poison (missing ones left out)."""
     workers: int | None = None
     """Ray actors; unset: one for every CPU (of a cluster: less one, which Ray needs itself)."""
     resource: str | None = None
@@ -60,11 +62,59 @@ class PreprocessConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """Say what preprocessing a corpus will take, before it runs: counts, bytes; with a bench file hours, storage, requests and cost."""
+
+    corpus: tuple[str, ...] = ()
+    """Folder, zip or s3:// prefix; may be given several times. NAME=URI names the corpus, else its folder's name is used."""
+    index: str | None = None
+    """Instead of --corpus: what `dfdc-ray index` wrote."""
+    vcpus: int
+    """That will work at a time."""
+    bench: str | None = None
+    """bench_preprocess.json of `dfdc-ray bench preprocess`, run on such a machine and on such videos."""
+    frames: int = 32
+    """Frames per video, as of preprocess."""
+    real_multiplier: int = 4
+    """As of preprocess."""
+    efficiency: float = 0.8
+    """Share of the vCPUs' time that goes into videos; the rest is waiting for storage, the last units, and nodes that come and go."""
+    price: float | None = None
+    """USD for one vCPU for an hour; without it no cost is shown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CoverageConfig:
+    """Make the coverage report of a preprocess output again: faces found by part, label and method, errors, and the worst cases."""
+
+    faces: str
+    """Output of preprocess: folder or s3:// prefix. The report is written into it as coverage.html."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackConfig:
+    """Shuffle the faces of preprocess into a few large shards for training, on Ray. Run it again after any interruption."""
+
+    faces: str
+    """Output of preprocess: folder or s3:// prefix."""
+    out: str
+    """Folder or s3:// prefix for the shards; `train` and `evaluate` take it as their --faces."""
+    seed: int = 0
+    """Of the shuffling."""
+    shard_mb: float = 256.0
+    """Size of a shard in MB, about: 100 to 500 suits S3."""
+    row_group_mb: float = 16.0
+    """Size of a row group in MB, about: what training reads at a time."""
+    workers: int | None = None
+    """Ray tasks at a time; unset: one for every CPU less one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Train a detector on face shards with Ray Train. Run the same command again to resume."""
 
     faces: str
-    """Output of preprocess: folder or s3:// prefix."""
+    """Output of preprocess or pack: folder or s3:// prefix."""
     out: str
     """Folder or s3:// prefix for checkpoints and logs."""
     split: str = "hash:0"
@@ -95,6 +145,8 @@ class TrainConfig:
     """Processes per worker that decode and augment; 0 does it in the training process."""
     checkpoint_minutes: float = 15.0
     """A checkpoint is also written this often within an epoch."""
+    cache: str | None = None
+    """Folder on each node's own disk into which the shards that are needed are copied once (for --faces on S3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +154,7 @@ class EvaluateConfig:
     """Judge a checkpoint on a split: metrics by frame and by video, beside the baselines, as JSON, Markdown and pictures."""
 
     faces: str
-    """Output of preprocess: folder or s3:// prefix."""
+    """Output of preprocess or pack: folder or s3:// prefix."""
     checkpoint: str
     """Checkpoint folder (the train output's `best`), local or s3://."""
     out: str
@@ -110,6 +162,8 @@ class EvaluateConfig:
     split: Literal["train", "validation", "test"] = "test"
     """Which split, by the rule that the checkpoint records."""
     batch_size: int = 64
+    cache: str | None = None
+    """Folder on this machine's disk into which the shards that are needed are copied once (for --faces on S3)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,7 +228,43 @@ class BenchPreprocessConfig:
     """Folder, zip or s3:// prefix; may be given several times."""
     out: str
     """Folder for the result as JSON and Markdown."""
-    frames: int = 32
-    """Frames per video, evenly spread."""
+    frames: tuple[int, ...] = (10, 32)
+    """Frames per video, evenly spread; each is measured."""
+    real_multiplier: tuple[int, ...] = (1, 4)
+    """Real videos give this many times the frames; each is measured."""
+    units: int | None = None
+    """Only the first so many families of each corpus; unset: all."""
     repeats: int = 3
-    """Runs of each way, alternating; the table shows the median and the spread."""
+    """Runs of each way, in turn; the table shows the median and the spread."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchBoxesConfig:
+    """Measure each face detector's boxes against boxes marked by eye: faces found, false boxes, CPU time per frame."""
+
+    corpus: tuple[str, ...]
+    """Folder, zip or s3:// prefix with the marked videos; may be given several times. NAME=URI names a corpus that the marks name so."""
+    marks: str
+    """JSON with the marked frames; tests/data/boxes.json is one."""
+    out: str
+    """Folder for the result as JSON and Markdown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchScaleConfig:
+    """Measure what a large corpus costs preprocess besides the work on its videos: plan, Ray, storage, a run with nothing to do."""
+
+    index: str
+    """What `dfdc-ray index` wrote; or a Parquet table with DFDC's columns video, label, original and part."""
+    out: str
+    """Folder or s3:// prefix that does not exist yet: for an output without real pictures, and the result as JSON and Markdown."""
+    workers: int = 2
+    """Ray actors. For more than there are cores, start a Ray with enough CPUs and set RAY_ADDRESS."""
+    units: int | None = None
+    """Only the first so many families; unset: all."""
+    video_s: float = 0.0
+    """Seconds to wait in place of the work on each video: with many workers this shows the driver at the rate of a real cluster."""
+    bench: str | None = None
+    """bench_preprocess.json of `dfdc-ray bench preprocess`: what a real unit takes, and so how many cores the driver can keep busy."""
+    unit_cpu_seconds: float | None = None
+    """The same as a number: CPU seconds of a real unit."""

@@ -1,11 +1,14 @@
 """Fixtures shared by all tests."""
 
 import os
-from collections.abc import Callable
+import subprocess
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from s3_server import BUCKET, NOT_OURS, S3, Server, forget_connections, running
 
 
 @pytest.fixture(scope="session")
@@ -46,3 +49,44 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("corpus") / "drawn"
     write_corpus(out, families=4, seed=1, seconds=1.0, test_families=2)
     return out
+
+
+@pytest.fixture(scope="session")
+def undisturbed(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run of `helpers.preprocess_command` over `small_corpus` makes of it, in a private Ray session. Do not change it."""
+    from helpers import preprocess_command
+
+    out = tmp_path_factory.mktemp("undisturbed")
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    done = subprocess.run(preprocess_command(small_corpus, out), env=environment, capture_output=True, text=True, timeout=200, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return out
+
+
+_S3_SERVERS: list[str] = []  # by name, as the summary prints them
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[Server]:
+    """One S3 server for the session, started by the first test that needs it, with a bucket. `s3` is what tests use."""
+    with running() as server:
+        _S3_SERVERS.append(server.name)
+        server.client().create_bucket(Bucket=BUCKET)
+        yield server
+
+
+@pytest.fixture
+def s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
+    """An empty prefix on an S3 server; this process's AWS environment leads there while the test runs. Mark the test `s3`."""
+    for name in NOT_OURS:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in s3_server.variables.items():
+        monkeypatch.setenv(name, value)
+    forget_connections()
+    yield S3(f"s3://{BUCKET}/{uuid.uuid4().hex}", s3_server)
+    forget_connections()
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    for name in _S3_SERVERS:
+        terminalreporter.write_line(f"S3 tests: {name}")

@@ -19,9 +19,9 @@ from packaging.utils import canonicalize_name
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "dfdc_ray"
 LOCKS = ("all", "preprocess")
-JOBS = ("preprocess", "train", "evaluate", "predict")
+JOBS = ("preprocess", "pack", "train", "evaluate", "predict")
 # Below every package, so that any may import them; they import only each other.
-BASE = {"storage", "config", "errors", "console", "cluster", ""}
+BASE = {"storage", "s3", "ranged", "config", "errors", "console", "cluster", ""}
 # The schema of shards and how its bytes are written: preprocess and everything after it share them.
 LEAVES = {"shards.schema", "shards.write"}
 # Above every package.

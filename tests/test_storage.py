@@ -1,4 +1,4 @@
-"""Storage: the same promises on a local disk and on S3 (marker s3: set DFDC_RAY_TEST_S3=s3://bucket/prefix and the AWS environment)."""
+"""Storage: the same promises on a local disk and on S3."""
 
 import errno
 import multiprocessing
@@ -8,11 +8,12 @@ import sys
 import threading
 import uuid
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from s3_server import forget_connections
 
 from dfdc_ray import storage
 from dfdc_ray.corpus.index import build_index
@@ -21,17 +22,9 @@ from dfdc_ray.errors import StorageError, UserError, VideoError
 
 
 @pytest.fixture(params=["local", pytest.param("s3", marks=pytest.mark.s3)])
-def root(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A new, empty folder."""
-    if request.param == "local":
-        yield str(tmp_path)
-        return
-    if "DFDC_RAY_TEST_S3" not in os.environ:
-        pytest.skip("no S3 server: set DFDC_RAY_TEST_S3=s3://bucket/prefix")
-    uri = storage.join(os.environ["DFDC_RAY_TEST_S3"], uuid.uuid4().hex)
-    yield uri
-    if storage.exists(uri):
-        storage.delete(uri)
+    return str(tmp_path) if request.param == "local" else str(request.getfixturevalue("s3").uri)
 
 
 def test_what_is_written_is_read_listed_and_deleted(root: str) -> None:
@@ -123,7 +116,7 @@ def test_large_files_and_zips_are_read_in_place(root: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("root", ["s3"], indirect=True)
 @pytest.mark.parametrize("act", ["read_bytes(uri)", "list_dir(uri)", "write_bytes(uri, b'')", "create_once(uri, b'')"])
 def test_s3_denies_wrong_credentials_without_repeating_them(root: str, act: str) -> None:
-    code = f"from dfdc_ray.storage import *\nuri = {root!r}\ntry: {act}\nexcept UserError as error: print(error)"
+    code = f"from dfdc_ray.errors import *\nfrom dfdc_ray.storage import *\nuri = {root!r}\ntry: {act}\nexcept UserError as error: print(error)"
     environment = os.environ | {"AWS_ACCESS_KEY_ID": "not-the-key", "AWS_SECRET_ACCESS_KEY": "not-the-secret"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=True)
     assert "denies access" in done.stdout
@@ -137,9 +130,10 @@ def test_a_bucket_that_does_not_exist_and_a_server_that_does_not_answer(root: st
         with pytest.raises(UserError, match="no such bucket"):
             act("s3://no-such-bucket-here/key")
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    with pytest.raises(StorageError, match="NETWORK_CONNECTION"):
+    forget_connections()
+    with pytest.raises(StorageError, match="does not answer"):
         storage.read_bytes("s3://another-bucket/key")
-    with pytest.raises(StorageError, match="NETWORK_CONNECTION"):
+    with pytest.raises(StorageError, match="does not answer"):
         open_video("s3://another-bucket/key")
 
 

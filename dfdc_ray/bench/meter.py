@@ -1,7 +1,9 @@
 """What this process and all below it use: CPU time, also of those that end meanwhile, and the peak memory of an actor and its child."""
 
+import os
 import threading
 import time
+from collections import defaultdict
 from pathlib import Path
 from types import TracebackType
 
@@ -16,6 +18,7 @@ class Meter:
     cpu_seconds: user and system time that the process tree used inside the block, less the meter's own. What a process uses in its last
     quarter of a second may be missed.
     peak_mb: resident memory of a preprocessing child and its actor, the sum of each one's own peak; the largest pair; nan without one.
+    `by_role` may also be asked inside the block.
     """
 
     cpu_seconds: float
@@ -23,6 +26,7 @@ class Meter:
 
     def __enter__(self) -> "Meter":
         self._cpu: dict[tuple[int, float], float] = {}  # by process: its CPU seconds so far
+        self._roles: dict[tuple[int, float], str] = {}
         self._pairs: dict[int, float] = {}  # by child: peak MB with its actor
         self._own = 0.0
         self._sample()
@@ -40,6 +44,14 @@ class Meter:
         self.cpu_seconds = sum(seconds - self._before.get(process, 0.0) for process, seconds in self._cpu.items()) - self._own
         self.peak_mb = max(self._pairs.values(), default=float("nan"))
 
+    def by_role(self) -> dict[str, float]:
+        """CPU seconds since the block began: driver (this process, less the meter), actors, raylet, gcs, other."""
+        self._sample()
+        seconds = defaultdict(float, driver=-self._own)
+        for process, now in self._cpu.items():
+            seconds[self._roles[process]] += now - self._before.get(process, 0.0)
+        return dict(seconds)
+
     def _watch(self) -> None:
         while not self._stop.wait(_EVERY_S):
             self._sample()
@@ -50,15 +62,26 @@ class Meter:
         for process in [me, *me.children(recursive=True)]:
             try:
                 times = process.cpu_times()
+                command = process.cmdline()
+                self._roles[process.pid, process.create_time()] = _role(process.pid, command)
                 self._cpu[process.pid, process.create_time()] = times.user + times.system
-                if "dfdc_ray.preprocess.child" in process.cmdline():
-                    self._pairs[process.pid] = (_peak_kb(process.pid) + _peak_kb(process.ppid())) / 1024
+                if "dfdc_ray.preprocess.child" in command:
+                    self._pairs[process.pid] = (peak_kb(process.pid) + peak_kb(process.ppid())) / 1024
             except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):  # it has just ended
                 continue
         self._own += time.thread_time() - start
 
 
-def _peak_kb(pid: int) -> int:
-    """VmHWM of /proc/PID/status; 0 for a process that has ended but is still listed."""
+def _role(pid: int, command: list[str]) -> str:
+    if pid == os.getpid():
+        return "driver"
+    program = command[0] if command else ""
+    if program.startswith("ray::MapWorker"):
+        return "actors"
+    return {"raylet": "raylet", "gcs_server": "gcs"}.get(program.rpartition("/")[2], "other")
+
+
+def peak_kb(pid: int) -> int:
+    """Most memory that a process has held so far: VmHWM of /proc/PID/status; 0 for one that has ended but is still listed."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)

@@ -12,6 +12,7 @@ import sys
 from multiprocessing.connection import Connection
 from typing import Any
 
+from dfdc_ray import storage
 from dfdc_ray.errors import StorageError
 from dfdc_ray.faces.detect import load_detector
 from dfdc_ray.preprocess.plan import Video
@@ -51,12 +52,15 @@ def _answer(connection: Connection, video: Video, guide: Guide | None, settings:
         stage = name
         connection.send(("stage", name))
 
+    before = storage.traffic()
     try:
-        return "result", process_video(video, settings, detector, guide, on_stage=on_stage)
+        result = process_video(video, settings, detector, guide, on_stage=on_stage)
     except StorageError as error:
         return "storage", str(error)
     except Exception as error:  # a library's own trouble with one video: it is charged, with its name
-        return "result", VideoResult(ledger_row(video, status="error", stage=stage, error=f"{type(error).__name__}: {error}"))
+        result = VideoResult(ledger_row(video, status="error", stage=stage, error=f"{type(error).__name__}: {error}"))
+    result.traffic = storage.traffic() - before
+    return "result", result
 
 
 if __name__ == "__main__":

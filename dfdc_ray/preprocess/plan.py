@@ -3,12 +3,13 @@
 import hashlib
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from typing import Any
 
 import pyarrow as pa
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Video:
     """One row of the index. `uri` is None for a video that metadata lists but nothing holds."""
 
@@ -23,7 +24,7 @@ class Video:
     part: int | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Unit:
     """A family: its original first where there is one, then the others by video_id."""
 
@@ -33,7 +34,8 @@ class Unit:
 
     def to_json(self) -> str:
         """One line of JSON, the form in which units travel to workers."""
-        return json.dumps(asdict(self))
+        videos = [{name: getattr(video, name) for name in _FIELDS} for video in self.videos]  # asdict takes five times as long
+        return json.dumps({"unit_id": self.unit_id, "family_id": self.family_id, "videos": videos})
 
     @staticmethod
     def from_json(text: str) -> "Unit":
@@ -43,15 +45,28 @@ class Unit:
 
 
 def units(index: pa.Table) -> list[Unit]:
-    """The index as units, ordered by family_id. A unit's id depends on its family_id alone."""
-    columns = list(Video.__dataclass_fields__)
+    """The index as units, ordered by part and family_id. A unit's id depends on its family_id alone.
+
+    By part, because an actor keeps the directories of few zips: units of one zip follow each other.
+    """
     families: dict[str, list[Video]] = {}
-    for row in index.select(columns).to_pylist():
-        families.setdefault(row["family_id"], []).append(Video(**row))
+    for row in zip(*(_objects(index[name]) for name in _FIELDS), strict=True):
+        video = Video(*row)
+        families.setdefault(video.family_id, []).append(video)
     return [
         Unit(_unit_id(family_id), family_id, tuple(sorted(videos, key=lambda v: (v.video_id != family_id, v.video_id))))
-        for family_id, videos in sorted(families.items())
+        for family_id, videos in sorted(families.items(), key=lambda item: (item[1][0].part is None, item[1][0].part or 0, item[0]))
     ]
+
+
+_FIELDS = tuple(Video.__dataclass_fields__)
+
+
+def _objects(column: pa.ChunkedArray) -> list[Any]:
+    """As Python objects, one for all equal values: 95,634 videos are in 17,387 families, 50 groups and one corpus."""
+    encoded = column.combine_chunks().dictionary_encode()
+    values = encoded.dictionary.to_pylist()
+    return [None if i is None else values[i] for i in encoded.indices.to_pylist()]
 
 
 def _unit_id(family_id: str) -> str:

@@ -1,8 +1,15 @@
-"""Keeps one child process (child.py) at work and harmless: a video that kills or stalls it is tried once more alone, then poison."""
+"""Keeps one child process (child.py) at work and harmless: a video that kills or stalls it is tried once more alone, then poison.
+
+Whose fault a death is, its manner tells. A crash (SIGSEGV, SIGABRT, ...), an exit code or an overrun deadline is the video's: two of them
+condemn it. SIGKILL, SIGTERM, SIGINT and SIGHUP come from outside: from a machine that shuts down, or from a kernel short of memory, which
+may have picked the wrong process. They are forgiven four times, with growing pauses for the trouble to pass; but a video that exhausts the
+memory whenever it is tried looks just so, and the fifth condemns it. A child that is found dead before it got a video charges none.
+"""
 
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -14,19 +21,28 @@ from dfdc_ray.preprocess.plan import Video
 from dfdc_ray.preprocess.settings import Settings
 from dfdc_ray.preprocess.unit import Guide, VideoResult, ledger_row
 
+_CHILD = [sys.executable, "-m", "dfdc_ray.preprocess.child"]
 _START_S = 120.0  # to import and load the networks, on a busy machine
-_TRIES = 2
+_STALL_S = 60.0  # without a byte, in the midst of a message
+_FAULTS = 2  # deaths by its own doing that make a video poison
+_KILLS = 5  # and those from outside
+_FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}
 
 
 class _Died(Exception):
-    """The child is gone, or was killed past its deadline."""
+    """The child is gone, or has to go, while it had a video. from_outside: by a signal that is not the video's doing."""
+
+    def __init__(self, message: str, *, from_outside: bool = False) -> None:
+        super().__init__(message)
+        self.from_outside = from_outside
 
 
 class Worker:
     """One child process, started at need and again after a death. Use as a context manager."""
 
-    def __init__(self, settings: Settings, *, timeout_s: float, memory_bytes: int) -> None:
-        self.settings, self.timeout_s, self.memory_bytes = settings, timeout_s, memory_bytes
+    def __init__(self, settings: Settings, *, timeout_s: float, memory_bytes: int, pause_s: float = 1.0) -> None:
+        """timeout_s: seconds for one video. pause_s: after the first death from outside; doubled with each further one."""
+        self.settings, self.timeout_s, self.memory_bytes, self.pause_s = settings, timeout_s, memory_bytes, pause_s
         self._child: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._stage = "open"
@@ -45,14 +61,19 @@ class Worker:
 
     def process(self, video: Video, guide: Guide | None) -> VideoResult:
         """One video's result; never raises for what is wrong with the video. StorageError: nothing is known about the video, try later."""
-        deaths = []
-        for _ in range(_TRIES):
+        deaths: list[_Died] = []
+        while True:
             try:
                 return self._ask(video, guide)
             except _Died as death:
-                deaths.append(str(death))
                 self.stop()
-        error = f"its process failed {_TRIES} times: " + "; ".join(dict.fromkeys(deaths))
+                deaths.append(death)
+            kills = sum(death.from_outside for death in deaths)
+            if kills == _KILLS or len(deaths) - kills == _FAULTS:
+                break
+            if deaths[-1].from_outside:
+                time.sleep(self.pause_s * 2 ** (kills - 1))
+        error = f"its process failed {len(deaths)} times: " + "; ".join(dict.fromkeys(map(str, deaths)))
         return VideoResult(ledger_row(video, status="poison", stage=self._stage, error=error))
 
     def stop(self) -> None:
@@ -65,6 +86,8 @@ class Worker:
         self._child = self._connection = None
 
     def _ask(self, video: Video, guide: Guide | None) -> VideoResult:
+        if self._child and self._child.poll() is not None:  # while it was idle
+            self.stop()
         connection = self._started()
         self._stage = "open"
         deadline = time.monotonic() + self.timeout_s
@@ -81,8 +104,11 @@ class Worker:
                     raise StorageError(value)
                 else:
                     return value
-        except (EOFError, ConnectionError) as error:
-            raise _Died(f"{self._ending()}, in stage {self._stage}") from error
+        except BlockingIOError as error:  # _STALL_S are over
+            raise _Died(f"stopped answering, in stage {self._stage}") from error
+        except (EOFError, OSError) as error:  # OSError: it died in the midst of a message
+            ending, from_outside = self._ending()
+            raise _Died(f"{ending}, in stage {self._stage}", from_outside=from_outside) from error
         finally:
             self.busy = False
 
@@ -90,13 +116,15 @@ class Worker:
         if self._connection:
             return self._connection
         ours, theirs = socket.socketpair()
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):  # poll() sees that a message begins, not that it ends
+            ours.setsockopt(socket.SOL_SOCKET, option, struct.pack("@ll", int(_STALL_S), 0))
         environment = os.environ | {
             "PYTHONPATH": os.pathsep.join(p for p in sys.path if p),  # a Ray job's working_dir is only on sys.path
             "OMP_NUM_THREADS": "1",
         }
         with theirs:
             self._child = subprocess.Popen(
-                [sys.executable, "-m", "dfdc_ray.preprocess.child", str(theirs.fileno())],
+                [*_CHILD, str(theirs.fileno())],
                 pass_fds=[theirs.fileno()],
                 env=environment,
                 stdin=subprocess.DEVNULL,
@@ -105,18 +133,20 @@ class Worker:
         try:
             self._connection.send((self.settings, self.memory_bytes))
             ready = self._connection.poll(_START_S) and self._connection.recv()
-        except (EOFError, ConnectionError):
+        except (EOFError, OSError):
             ready = False
         if not ready:  # the machine's trouble, not a video's
-            ending = self._ending()
+            ending, _ = self._ending()
             self.stop()
             raise StorageError(f"the decoding process did not start ({ending}); its own message is in the log")
         return self._connection
 
-    def _ending(self) -> str:
+    def _ending(self) -> tuple[str, bool]:
+        """How the child ended, and whether that came from outside."""
         assert self._child is not None
         try:
             code = self._child.wait(timeout=5)
         except subprocess.TimeoutExpired:
-            return "stopped answering"
-        return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+            return "stopped answering", False
+        said = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        return said, code in _FROM_OUTSIDE

@@ -19,6 +19,7 @@ from dfdc_ray.preprocess import align
 from dfdc_ray.preprocess.plan import Unit, Video
 from dfdc_ray.preprocess.settings import Settings
 from dfdc_ray.shards.schema import BOXES
+from dfdc_ray.storage import Traffic
 from dfdc_ray.video.decode import VideoInfo, decode_frames, probe
 from dfdc_ray.video.sampling import Sample, sample, subset
 
@@ -44,6 +45,7 @@ class VideoResult:
     boxes: list[dict[str, Any]] = field(default_factory=list)  # columns of shards.schema.BOXES
     guide: Guide | None = None
     seconds: dict[str, float] = field(default_factory=dict)  # CPU seconds by stage
+    traffic: Traffic = field(default_factory=Traffic)  # what reading it took from S3
 
 
 @dataclass
@@ -54,16 +56,15 @@ class UnitResult:
     videos: list[VideoResult]
 
 
+_NO_FILE = "its metadata.json lists it, but there is no such file (nor is a pipe, a folder, or a link that leads nowhere)"
+
+
 def process_unit(unit: Unit, process: Callable[[Video, Guide | None], VideoResult]) -> UnitResult:
     """The original first, then its fakes with what it found; a video without a file is `missing`."""
     results = []
     guide: Guide | None = None
     for video in unit.videos:
-        result = (
-            process(video, guide)
-            if video.uri is not None
-            else VideoResult(ledger_row(video, status="missing", error="listed, but no file"))
-        )
+        result = process(video, guide) if video.uri is not None else VideoResult(ledger_row(video, status="missing", error=_NO_FILE))
         if video.video_id == unit.family_id:
             guide = result.guide
         results.append(result)

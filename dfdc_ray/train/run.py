@@ -15,6 +15,7 @@ import ray
 import ray.train
 import ray.train.torch
 import torch
+from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
@@ -30,6 +31,7 @@ from dfdc_ray.errors import UserError
 from dfdc_ray.shards.cache import check_folder
 from dfdc_ray.train import checkpoint
 from dfdc_ray.train.loop import train_loop
+from dfdc_ray.train.network import tell_gloo
 from dfdc_ray.train.plan import checkpoints, describe, prepare
 
 CACHE_WAIT_S = 4 * 3600  # instead of torch's half hour
@@ -63,11 +65,10 @@ def train(config: TrainConfig) -> None:
         run_config=RunConfig(
             name="ray",
             storage_path=config.out,
-            failure_config=FailureConfig(max_failures=MAX_FAILURES),
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
         # Nodes fill their caches at different speeds, and the first to be done waits for the others in its first collective operation.
-        torch_config=ray.train.torch.TorchConfig(timeout_s=CACHE_WAIT_S) if config.cache else None,
+        torch_config=_TorchConfig(timeout_s=CACHE_WAIT_S) if config.cache else _TorchConfig(),
     )
     try:
         trainer.fit()
@@ -85,11 +86,30 @@ class _Trainer(TorchTrainer):
     """
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
-        return super()._initialize_and_run_controller(**options | {"failure_policy": _FailurePolicy(self.run_config.failure_config)})
+        policy = _FailurePolicy(FailureConfig(max_failures=MAX_FAILURES))
+        return super()._initialize_and_run_controller(**options | {"failure_policy": policy})
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()
         return [c for c in callbacks if joined() or not isinstance(c, PlacementGroupCleanerCallback)]
+
+
+class _TorchConfig(ray.train.torch.TorchConfig):
+    """Over gloo, workers find each other at the addresses that their nodes have in the cluster."""
+
+    @property
+    def backend_cls(self) -> type:
+        return _Backend
+
+
+class _Backend(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: Any) -> None:
+        worker_group.execute(_tell_gloo)
+        super().on_start(worker_group, backend_config)
+
+
+def _tell_gloo() -> None:
+    tell_gloo(ray.util.get_node_ip_address())
 
 
 class _FailurePolicy(DefaultFailurePolicy):

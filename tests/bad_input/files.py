@@ -63,7 +63,12 @@ def _(corpus: Path) -> None:
     write_part(corpus, {"bad_fake.mp4": (good_video(), "elsewhere.mp4")}, number=1)
 
 
-@case("metadata with a video that is not there", status="missing", says="listed, but no file", counts={"metadata_without_files": 2})
+@case(
+    "metadata with a video that is not there",
+    status="missing",
+    says="lists it, but there is no such file",
+    counts={"metadata_without_files": 2},
+)
 def _(corpus: Path) -> None:
     write_part(corpus, {"bad_fake.mp4": (None, "good.mp4"), "bad_real.mp4": (None, None), "its_fake.mp4": (good_video(), "bad_real.mp4")})
 
@@ -111,17 +116,17 @@ def _(corpus: Path) -> None:
     (corpus / "dfdc_train_part_0" / "bad\n\x1b[2J.mp4").write_bytes(good_video())
 
 
-@case("a link that leads nowhere", status="missing", says="listed, but no file")
+@case("a link that leads nowhere", status="missing", says="lists it, but there is no such file")
 def _(corpus: Path) -> None:
     (write_part(corpus, {"bad_real.mp4": (None, None)}) / "bad_real.mp4").symlink_to("nowhere.mp4")
 
 
-@case("a pipe", status="missing", says="listed, but no file")
+@case("a pipe", status="missing", says="lists it, but there is no such file")
 def _(corpus: Path) -> None:
     os.mkfifo(write_part(corpus, {"bad_real.mp4": (None, None)}) / "bad_real.mp4")
 
 
-@case("a folder named like a video", status="missing", says="listed, but no file")
+@case("a folder named like a video", status="missing", says="lists it, but there is no such file")
 def _(corpus: Path) -> None:
     (write_part(corpus, {"bad_real.mp4": (None, None)}) / "bad_real.mp4").mkdir()
 

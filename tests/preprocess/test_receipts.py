@@ -1,17 +1,24 @@
 """Commit, resume, refusal and publication, without Ray and without video."""
 
+import gzip
 import json
+import shutil
 import threading
+from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from dfdc_ray import storage
 from dfdc_ray.corpus.index import INDEX
 from dfdc_ray.errors import UserError
+from dfdc_ray.preprocess import receipts
 from dfdc_ray.preprocess.plan import Unit, Video
-from dfdc_ray.preprocess.receipts import open_output, publish, remember, todo
+from dfdc_ray.preprocess.receipts import Receipt, Receipts, open_output, publish, remember, todo
 from dfdc_ray.preprocess.settings import Settings
 from dfdc_ray.preprocess.unit import UnitResult, VideoResult, ledger_row
 
@@ -184,3 +191,140 @@ def test_an_index_of_later_parts_is_added_to_the_earlier_one(tmp_path, index_row
         "c/b.mp4": "new.mp4",
         "c/c.mp4": "x.mp4",
     }
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list[str]:
+    """Names of the receipts that are read one by one."""
+    names: list[str] = []
+    read = receipts._read
+
+    def counted(uri: str) -> Receipt:
+        names.append(uri.rsplit("/", 1)[-1])
+        return read(uri)
+
+    monkeypatch.setattr(receipts, "_read", counted)
+    return names
+
+
+def unit_of(name: str, **options: Any) -> UnitResult:
+    """A unit of its own for one video: its id is the name."""
+    made = result(video(name), **options)
+    return UnitResult(Unit(name, f"c/{name}", made.unit.videos), made.videos)
+
+
+@pytest.fixture
+def published(output) -> Receipts:
+    """An output of three units, with its snapshot."""
+    works = [unit_of(name) for name in "abc"]
+    for work in works:
+        output.commit(work, generation=0)
+    publish(output, [work.unit for work in works], SETTINGS, versions={})
+    return output
+
+
+def again(output: Receipts) -> Receipts:
+    """The same output in the next run."""
+    return open_output(output.out, SETTINGS)
+
+
+def one_by_one(output: Receipts) -> dict[str, Receipt]:
+    """What the receipts say, without any snapshot."""
+    files = sorted(Path(output.out, "receipts").glob("*.json"), key=lambda path: int(path.name.split(".")[1]))
+    return {content["unit_id"]: Receipt(**content) for content in (json.loads(path.read_bytes()) for path in files)}
+
+
+def test_the_next_run_reads_what_is_not_in_the_snapshot(published, reads):
+    assert again(published).read() == one_by_one(published)
+    assert reads == []
+    published.commit(unit_of("d"), generation=0)
+    published.commit(unit_of("b"), generation=1)
+    assert again(published).read() == one_by_one(published)
+    assert sorted(reads) == ["b.1.json", "d.0.json"]
+
+
+def test_one_run_reads_each_receipt_once(output, reads):
+    for name in "ab":
+        output.commit(unit_of(name), generation=0)
+    output.read()
+    output.commit(unit_of("c"), generation=0)
+    assert sorted(output.read()) == ["a", "b", "c"]
+    assert sorted(reads) == ["a.0.json", "b.0.json", "c.0.json"]
+
+
+def test_a_receipt_that_was_deleted_does_not_come_back_from_the_snapshot(published):
+    Path(published.out, "receipts", "b.0.json").unlink()
+    for output in (published, again(published)):
+        assert sorted(output.read()) == ["a", "c"]
+    published.commit(unit_of("b", status="error"), generation=0)  # done anew, otherwise than before
+    for output in (published, again(published)):
+        assert output.read()["b"].videos[0]["status"] == "error"
+
+
+@pytest.mark.parametrize("where", [0.0, 0.3, 0.6, 0.9, 1.0])
+@pytest.mark.parametrize("damage", ["cut", "byte"])
+def test_a_damaged_snapshot_counts_for_nothing(published, reads, damage, where):
+    path = Path(published.out, "receipts.json.gz")
+    data = bytearray(path.read_bytes())
+    at = int(where * (len(data) - 1))
+    data[at] ^= 0xFF
+    path.write_bytes(data[:at] if damage == "cut" else data)
+    assert again(published).read() == one_by_one(published)
+    assert sorted(reads) == ["a.0.json", "b.0.json", "c.0.json"]
+
+
+OTHER_SNAPSHOTS: dict[str, Callable[[dict, list], list]] = {
+    "empty": lambda head, rows: [],
+    "another format": lambda head, rows: [head | {"format": 0}, *rows],
+    "another configuration": lambda head, rows: [head | {"config_hash": "0"}, *rows],
+    "another receipt": lambda head, rows: [head, *([*row[:3], row[3] | {"colour": 1}] for row in rows)],
+    "a row too short": lambda head, rows: [head, *(row[:3] for row in rows)],
+    "no row": lambda head, rows: [head, 1],
+}
+
+
+@pytest.mark.parametrize("kind", OTHER_SNAPSHOTS)
+def test_a_snapshot_of_another_kind_counts_for_nothing(published, reads, kind):
+    path = Path(published.out, "receipts.json.gz")
+    head, *rows = [json.loads(line) for line in gzip.decompress(path.read_bytes()).splitlines()]
+    path.write_bytes(gzip.compress(b"\n".join(json.dumps(line).encode() for line in OTHER_SNAPSHOTS[kind](head, rows))))
+    assert again(published).read() == one_by_one(published)
+    assert len(reads) == 3
+
+
+def test_a_snapshot_copied_from_elsewhere_counts_for_nothing(published, reads, tmp_path):
+    other = open_output(str(tmp_path / "other"), SETTINGS)
+    for name in "abc":
+        other.commit(unit_of(name, status="error"), generation=0)
+    shutil.copy(Path(published.out, "receipts.json.gz"), other.out)
+    assert {receipt.videos[0]["status"] for receipt in other.read().values()} == {"error"}
+    assert len(reads) == 3
+
+
+def test_a_snapshot_that_covers_all_is_left_alone_and_a_missing_one_made_again(published):
+    path = Path(published.out, "receipts.json.gz")
+    before = path.stat().st_mtime_ns, path.read_bytes()
+    known = [unit_of(name).unit for name in "abc"]
+    publish(again(published), known, SETTINGS, versions={})
+    assert (path.stat().st_mtime_ns, path.read_bytes()) == before
+    path.unlink()
+    publish(again(published), known, SETTINGS, versions={})
+    assert path.read_bytes() == before[1]
+
+
+@pytest.mark.s3
+def test_on_s3_a_finished_output_costs_a_few_requests(s3, reads):
+    output = open_output(s3.uri, SETTINGS)
+    works = [unit_of(name) for name in "abc"]
+    for work in works:
+        output.commit(work, generation=0)
+    publish(output, [work.unit for work in works], SETTINGS, versions={})
+    reads.clear()
+    before = storage.traffic().requests
+    done = again(output).read()
+    assert (sorted(done), reads) == (["a", "b", "c"], [])
+    assert storage.traffic().requests - before <= 4  # config.json put and read, one listing, the snapshot
+    storage.delete(storage.join(s3.uri, "receipts", "b.0.json"))
+    output.commit(unit_of("b", status="error"), generation=0)
+    assert again(output).read()["b"].videos[0]["status"] == "error"
+    assert reads == ["b.0.json"]

@@ -4,19 +4,15 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from helpers import preprocess_command
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
-
-
-def command(corpus: Path, out: Path, *more: str) -> list[str]:
-    return [sys.executable, "-m", "dfdc_ray.cli", "preprocess", "--corpus", str(corpus), "--out", str(out), "--frames", "2", *more]
 
 
 def run(*arguments: str, expect: int = 0) -> str:
@@ -36,13 +32,6 @@ def rows(out: Path) -> pa.Table:
     )
 
 
-@pytest.fixture(scope="module")
-def undisturbed(small_corpus, tmp_path_factory) -> Path:
-    out = tmp_path_factory.mktemp("undisturbed")
-    run(*command(small_corpus, out))
-    return out
-
-
 def test_every_video_is_in_the_ledger(undisturbed):
     ledger = pq.read_table(undisturbed / "ledger.parquet").to_pylist()
     assert len(ledger) == 4 * 5 + 2 * 2
@@ -52,14 +41,15 @@ def test_every_video_is_in_the_ledger(undisturbed):
 
 
 def test_finished_work_is_not_done_again(small_corpus, undisturbed):
-    before = {p: p.stat().st_mtime_ns for folder in ("faces", "receipts") for p in (undisturbed / folder).iterdir()}
-    output = run(*command(small_corpus, undisturbed))
+    before = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in undisturbed.rglob("*")}
+    output = run(*preprocess_command(small_corpus, undisturbed))
     assert " 0 to do" in output
-    assert {p: p.stat().st_mtime_ns for folder in ("faces", "receipts") for p in (undisturbed / folder).iterdir()} == before
+    assert "Nothing to do" in output
+    assert {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in undisturbed.rglob("*")} == before
 
 
 def test_another_configuration_is_refused_without_a_traceback(small_corpus, undisturbed):
-    output = run(*command(small_corpus, undisturbed, "--margin", "0.5"), expect=1)
+    output = run(*preprocess_command(small_corpus, undisturbed, "--margin", "0.5"), expect=1)
     assert "margin" in output
     assert "Traceback" not in output
 
@@ -67,7 +57,7 @@ def test_another_configuration_is_refused_without_a_traceback(small_corpus, undi
 def test_killed_half_way_and_run_again_gives_the_same(small_corpus, undisturbed, tmp_path):
     receipts = tmp_path / "receipts"
     with subprocess.Popen(
-        command(small_corpus, tmp_path, "--workers", "1"), env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL
+        preprocess_command(small_corpus, tmp_path, "--workers", "1"), env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL
     ) as driver:
         while not (receipts.is_dir() and len(list(receipts.glob("*.json"))) >= 2):
             assert driver.poll() is None, "it ended before it could be killed"
@@ -75,7 +65,7 @@ def test_killed_half_way_and_run_again_gives_the_same(small_corpus, undisturbed,
         os.killpg(driver.pid, signal.SIGKILL)
     first = len(list(receipts.glob("*.json")))
     assert not (tmp_path / "manifest.json").exists()
-    output = run(*command(small_corpus, tmp_path))
+    output = run(*preprocess_command(small_corpus, tmp_path))
     assert " 0 done before" not in output
     assert " 0 to do" not in output
     assert first < len(list(receipts.glob("*.json")))

@@ -15,6 +15,7 @@ import pytest
 
 from dfdc_ray.config import PreprocessConfig
 from dfdc_ray.corpus.index import build_index
+from dfdc_ray.preprocess import supervise
 from dfdc_ray.preprocess.plan import Video, units
 from dfdc_ray.preprocess.settings import Settings, settings_of
 from dfdc_ray.preprocess.supervise import Worker
@@ -25,6 +26,12 @@ GIB = 2**30
 @pytest.fixture(scope="module")
 def settings() -> Settings:
     return settings_of(PreprocessConfig(corpus=("x",), out="y", frames=4))
+
+
+@pytest.fixture(scope="module")
+def light() -> Settings:
+    """Without a detector, for children that start faster."""
+    return settings_of(PreprocessConfig(corpus=("x",), out="y", frames=4, crop="frame"))
 
 
 @pytest.fixture(scope="module")
@@ -78,23 +85,71 @@ def test_a_stalling_video_ends_as_poison_and_the_next_goes_on(settings, video):
     assert good.ledger["status"] == "ok"
 
 
-def test_a_child_killed_once_does_not_condemn_the_video(settings, video):
-    with Worker(settings, timeout_s=60, memory_bytes=4 * GIB) as worker:
-        killer = send_to_children(worker, signal.SIGKILL, times=1)
+def test_four_kills_from_outside_do_not_condemn_the_video(light, video):
+    """A machine that shuts down, or the kernel short of memory, kills what is not to blame."""
+    with Worker(light, timeout_s=60, memory_bytes=4 * GIB, pause_s=0.01) as worker:
+        undisturbed = worker.process(video, None)
+        worker.stop()
+        killer = send_to_children(worker, signal.SIGKILL, times=4)
         result = worker.process(video, None)
         killer.join(10)
     assert not killer.is_alive()
-    assert result.ledger["status"] == "ok"
+    assert result.ledger == undisturbed.ledger
+    assert result.faces == undisturbed.faces
 
 
-def test_a_video_whose_process_dies_twice_is_poison(settings, video):
-    with Worker(settings, timeout_s=60, memory_bytes=4 * GIB) as worker:
-        send_to_children(worker, signal.SIGKILL, times=2)
+def test_a_video_whose_process_is_killed_whenever_it_is_tried_is_poison(light, video):
+    """As the kernel does where a video exhausts the machine's memory: the tries end, with pauses that grow."""
+    with Worker(light, timeout_s=60, memory_bytes=4 * GIB, pause_s=0.1) as worker:
+        start = time.monotonic()
+        send_to_children(worker, signal.SIGKILL, times=5)
+        result = worker.process(video, None)
+        took = time.monotonic() - start
+        after = worker.process(video, None)
+    assert result.ledger["status"] == "poison"
+    assert result.ledger["error"].startswith("its process failed 5 times: was killed by SIGKILL")
+    assert took > 0.1 + 0.2 + 0.4 + 0.8
+    assert after.ledger["status"] == "ok"
+
+
+def test_a_video_that_crashes_its_process_twice_is_poison(light, video):
+    with Worker(light, timeout_s=60, memory_bytes=4 * GIB) as worker:
+        send_to_children(worker, signal.SIGSEGV, times=2)
         result = worker.process(video, None)
         after = worker.process(video, None)
     assert result.ledger["status"] == "poison"
-    assert "SIGKILL" in result.ledger["error"]
+    assert "failed 2 times: was killed by SIGSEGV" in result.ledger["error"]
     assert after.ledger["status"] == "ok"
+
+
+def test_a_death_between_two_videos_charges_neither(light, video, monkeypatch):
+    monkeypatch.setattr(supervise, "_KILLS", 1)
+    with Worker(light, timeout_s=60, memory_bytes=4 * GIB) as worker:
+        first = worker.process(video, None)
+        assert worker.pid
+        os.kill(worker.pid, signal.SIGKILL)
+        os.waitid(os.P_PID, worker.pid, os.WEXITED | os.WNOWAIT)  # it is dead, with all its threads, and not yet noticed
+        second = worker.process(video, None)
+    assert first.ledger == second.ledger
+    assert second.ledger["status"] == "ok"
+
+
+@pytest.mark.parametrize("ending", ["os.kill(os.getpid(), 11)", "time.sleep(600)"], ids=["dies", "stalls"])
+def test_a_child_that_stops_in_the_midst_of_its_answer(ending, light, video, monkeypatch, tmp_path):
+    program = tmp_path / "child.py"
+    program.write_text(
+        "import os, struct, sys, time\n"
+        "from multiprocessing.connection import Connection\n"
+        "connection = Connection(int(sys.argv[1]))\n"
+        "connection.recv(); connection.send(('ready',)); connection.recv()\n"
+        "os.write(connection.fileno(), struct.pack('!i', 1000) + b'too few')\n" + ending
+    )
+    monkeypatch.setattr(supervise, "_CHILD", [sys.executable, str(program)])
+    monkeypatch.setattr(supervise, "_STALL_S", 1)
+    with Worker(light, timeout_s=60, memory_bytes=4 * GIB) as worker:
+        result = worker.process(video, None)
+    assert result.ledger["status"] == "poison"
+    assert ("was killed by SIGSEGV" if "kill" in ending else "stopped answering") in result.ledger["error"]
 
 
 def test_memory_is_limited(settings, video, tmp_path):

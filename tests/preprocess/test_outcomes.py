@@ -1,0 +1,158 @@
+"""What a run says and does about bad videos, finished work, retries and parts that arrive later."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from small_disk import small_disk
+
+from dfdc_ray.config import PreprocessConfig
+from dfdc_ray.corpus.index import build_index
+from dfdc_ray.errors import UserError
+from dfdc_ray.preprocess import run
+from dfdc_ray.preprocess.plan import units
+from dfdc_ray.preprocess.receipts import LEDGER, open_output
+from dfdc_ray.preprocess.run import preprocess
+from dfdc_ray.preprocess.settings import settings_of
+from dfdc_ray.preprocess.supervise import Worker
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def session() -> Iterator[None]:
+    """A Ray of three CPUs on this machine, in a folder with a short name (its sockets' paths are limited)."""
+    import ray
+
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
+        patch.setenv("RAY_AUTH_MODE", "disabled")
+        patch.delenv("RAY_ADDRESS", raising=False)
+        ray.init(address="local", num_cpus=3, include_dashboard=False, _temp_dir=folder, object_store_memory=150e6)
+        yield
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def a_video(small_corpus) -> bytes:
+    return next((small_corpus / "test_videos").glob("*.mp4")).read_bytes()
+
+
+@pytest.fixture
+def config(tmp_path, a_video) -> PreprocessConfig:
+    """Three sound videos and one that is not, of the same size."""
+    corpus = tmp_path / "corpus"
+    corpus.mkdir()
+    for name in ("a", "b", "c"):
+        (corpus / f"{name}.mp4").write_bytes(a_video)
+    (corpus / "bad.mp4").write_bytes(bytes(len(a_video)))
+    return PreprocessConfig(corpus=(str(corpus),), out=str(tmp_path / "out"), crop="frame", frames=2)
+
+
+def ledger(config: PreprocessConfig) -> dict[str, tuple[str, int]]:
+    """Status and generation by video."""
+    rows = pq.read_table(Path(config.out) / "ledger.parquet").to_pylist()
+    return {row["video_id"].split("/")[1]: (row["status"], row["generation"]) for row in rows}
+
+
+def test_too_many_bad_videos_fail_the_run_after_the_rest_is_done(config, capsys):
+    with pytest.raises(UserError) as raised:
+        preprocess(config)
+    said = str(raised.value)
+    assert "1 of 4 videos (25.00%) ended as error or poison, more than --max-error-share 0.01 allows" in said
+    assert "1 x error: probe" in said
+    assert "--retry error poison" in said
+    assert ledger(config) == {"a.mp4": ("ok", 0), "b.mp4": ("ok", 0), "c.mp4": ("ok", 0), "bad.mp4": ("error", 0)}
+    assert len(json.loads((Path(config.out) / "manifest.json").read_text())["files"]) == 3
+
+    with pytest.raises(UserError, match="1 of 4"):  # finished, and no better
+        preprocess(config)
+    capsys.readouterr()
+    preprocess(replace(config, max_error_share=0.25))  # accepted
+    assert "Nothing to do" in capsys.readouterr().out
+
+
+def test_retry_does_only_what_it_names(config, a_video, capsys):
+    accepted = replace(config, max_error_share=0.25)
+    preprocess(accepted)
+    (Path(config.corpus[0]) / "bad.mp4").write_bytes(a_video)
+    preprocess(replace(accepted, retry=("poison",)))
+    assert ledger(config)["bad.mp4"] == ("error", 0)
+    capsys.readouterr()
+    preprocess(replace(config, retry=("error", "poison")))
+    assert "3 done before, 1 to do" in capsys.readouterr().out
+    assert ledger(config) == {"a.mp4": ("ok", 0), "b.mp4": ("ok", 0), "c.mp4": ("ok", 0), "bad.mp4": ("ok", 1)}
+
+
+def test_parts_that_arrive_later_are_added(small_corpus, tmp_path, capsys):
+    corpus = tmp_path / "drawn"
+    corpus.mkdir()
+    first, second = sorted(small_corpus.glob("dfdc_train_part_*.zip"))
+    config = PreprocessConfig(corpus=(str(corpus),), out=str(tmp_path / "out"), crop="frame", frames=1)
+    shutil.copy(first, corpus)
+    preprocess(config)
+    before = {p: p.stat().st_mtime_ns for folder in ("faces", "receipts") for p in (tmp_path / "out" / folder).iterdir()}
+    shutil.copy(second, corpus)
+    capsys.readouterr()
+    preprocess(config)
+    assert "20 videos; 10 done before, 10 to do" in capsys.readouterr().out
+    assert len(ledger(config)) == 20
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert len(json.loads((tmp_path / "out" / "manifest.json").read_text())["files"]) == 4
+
+
+def test_a_full_disk_is_nobodys_fault(config, tmp_path, monkeypatch):
+    """The unit is reported with the reason and has no receipt; with space again, it is done."""
+    monkeypatch.setattr(run, "_PAUSES_S", (0.01, 0.01))
+    settings = settings_of(config)
+    unit = units(build_index(config.corpus)[0])[0]
+    batch = {"unit": np.array([unit.to_json()]), "generation": np.array([0])}
+    with small_disk(tmp_path / "disk", size=8 * 2**20) as disk, Worker(settings, timeout_s=60, memory_bytes=4 * 2**30) as worker:
+        output = open_output(f"{disk.path}/out", settings)
+        actor = run.ProcessUnit(settings=settings, out=output.out, worker=worker)
+        disk.fill()
+        assert "No space left on device" in actor(batch)["failure"][0]
+        assert output.read() == {}
+        disk.free()
+        assert [p for p in disk.path.rglob("*") if p.is_file()] == [disk.path / "out" / "config.json"]  # no half-written files
+        assert actor(batch)["failure"] == [""]
+        assert [row["status"] for row in output.read()[unit.unit_id].videos] == ["ok"]
+
+
+def some_ledger(*statuses: str) -> pa.Table:
+    rows = [
+        {"video_id": str(i), "status": status, "stage": "decode", "error": f"frame {i} of 300 is damaged"}
+        for i, status in enumerate(statuses)
+    ]
+    return pa.Table.from_pylist(rows, schema=LEDGER)
+
+
+@pytest.mark.parametrize(
+    ("statuses", "most", "fails"),
+    [
+        (["ok"] * 99 + ["error"], 0.01, False),  # not more than allowed
+        (["ok"] * 98 + ["error"], 0.01, True),
+        (["ok"] * 98 + ["poison", "error"], 0.01, True),
+        (["ok", "no_face", "missing"], 0.0, False),  # neither is trouble of the run
+        (["ok"] * 50 + ["missing"] * 50 + ["error"], 0.015, True),  # and what is missing does not dilute it
+        (["missing"], 0.0, False),
+        ([], 0.0, False),
+    ],
+)
+def test_the_share_of_errors(statuses, most, fails):
+    assert bool(run._too_many_errors(some_ledger(*statuses), {str(i) for i in range(len(statuses))}, most)) == fails
+
+
+def test_only_videos_of_this_run_count():
+    assert not run._too_many_errors(some_ledger("ok", "error"), {"0"}, 0.0)
+
+
+def test_the_same_cause_in_several_videos_is_one_line():
+    (said,) = run._too_many_errors(some_ledger("error", "error", "poison"), {"0", "1", "2"}, 0.1)
+    assert "  2 x error: decode frame # of # is damaged\n  1 x poison: decode frame # of # is damaged\n" in said

@@ -1,0 +1,162 @@
+"""The whole way in a bucket: index, preprocess and train from s3:// to s3://, as on a local disk, and nothing says what the keys are."""
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from fault_proxy import FaultProxy
+from s3_server import S3, Server
+
+from dfdc_ray import storage
+from dfdc_ray.config import PreprocessConfig
+from dfdc_ray.corpus.index import build_index
+from dfdc_ray.faces.detect import load_detector
+from dfdc_ray.faces.weights import stage_weights
+from dfdc_ray.preprocess import receipts
+from dfdc_ray.preprocess.plan import units
+from dfdc_ray.preprocess.settings import settings_of
+from dfdc_ray.preprocess.unit import process_unit, process_video
+from dfdc_ray.train import checkpoint
+
+pytestmark = [pytest.mark.s3, pytest.mark.ray, pytest.mark.timeout(420)]
+
+
+@pytest.fixture
+def ray_folder() -> Iterator[Path]:
+    """Where Ray keeps its sockets and logs; short, since the paths of sockets are limited."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-", dir="/tmp"))
+    yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def dfdc_ray(*arguments: str, environment: dict[str, str], expect: int = 0) -> str:
+    """Run the command; return all that it said."""
+    environment = {k: v for k, v in environment.items() if k != "RAY_ADDRESS"}
+    command = [sys.executable, "-m", "dfdc_ray.cli", *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode == expect, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def upload(folder: Path, uri: str) -> None:
+    for path in folder.rglob("*"):
+        if path.is_file():
+            storage.write_bytes(storage.join(uri, str(path.relative_to(folder))), path.read_bytes())
+
+
+def without_ray(corpus: str, out: str) -> None:
+    """Preprocess in this process."""
+    config = PreprocessConfig(corpus=(corpus,), out=out, frames=2)
+    settings = settings_of(config)
+    stage_weights()
+    detector = load_detector(settings.detector, threshold=settings.detector_threshold, long_side=settings.detector_long_side)
+    output = receipts.open_output(out, settings)
+    known = units(receipts.remember(out, build_index(config.corpus)[0]))
+    for unit in known:
+        output.commit(process_unit(unit, lambda video, guide: process_video(video, settings, detector, guide)), generation=0)
+    receipts.publish(output, known, settings, versions={})
+
+
+def read_table(uri: str) -> pa.Table:
+    return pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
+
+
+def shards(out: str) -> dict[str, bytes]:
+    manifest = json.loads(storage.read_bytes(storage.join(out, "manifest.json")))
+    return {file["path"]: storage.read_bytes(storage.join(out, file["path"])) for file in manifest["files"]}
+
+
+def test_from_zips_in_a_bucket_to_a_checkpoint_in_it(s3: S3, small_corpus: Path, tmp_path: Path, ray_folder: Path) -> None:
+    corpus, faces, model = (storage.join(s3.uri, name) for name in ("drawn", "faces", "model"))
+    upload(small_corpus, corpus)
+    with FaultProxy(s3.endpoint, rate=0, seed=0) as proxy:
+        environment = s3.server.environment(AWS_ENDPOINT_URL=proxy.endpoint, RAY_TMPDIR=str(ray_folder))
+        said = dfdc_ray("preprocess", "--corpus", corpus, "--out", faces, "--frames", "2", "--workers", "2", environment=environment)
+        requests, sent = proxy.requests["GET"], proxy.sent
+
+    # The same as from a local disk to a local disk.
+    local = str(tmp_path / "faces")
+    without_ray(str(small_corpus), local)
+    assert read_table(storage.join(faces, "ledger.parquet")).equals(read_table(storage.join(local, "ledger.parquet")))
+    assert shards(faces) == shards(local)
+
+    # Few requests, and the videos' own bytes.
+    index = read_table(storage.join(faces, "index.parquet"))
+    size = sum(index["size_bytes"].to_pylist())
+    line = re.search(r"S3: (\d+) requests, ([\d.]+) MB read for (\d+) videos of ([\d.]+) MB, ([\d.]+) requests a video", said)
+    assert line, said
+    assert int(line[3]) == len(index)
+    assert float(line[4]) == pytest.approx(size / 1e6, abs=0.1)
+    per_video = [
+        video
+        for entry in storage.list_dir(storage.join(faces, "stats"))
+        for video in json.loads(storage.read_bytes(entry.uri))["s3"].values()
+    ]
+    assert len(per_video) == len(index)
+    assert sum(video["requests"] for video in per_video) == int(line[1]) <= requests
+    assert sum(video["bytes"] for video in per_video) <= sent
+    directories = 2 * 2 * 2  # each of two processes reads the directory of each of two zips, in at most two requests
+    assert int(line[1]) <= len(index) + directories
+    assert sum(video["bytes"] for video in per_video) <= size + 4096 * len(index) + directories * storage.S3_TAIL
+
+    # Training from it and into it.
+    options = ["--split", "hash:0:50/50/0", "--weights", "none", "--epochs", "1", "--batch-size", "16", "--image-size", "32"]
+    environment = s3.server.environment(RAY_TMPDIR=str(ray_folder), RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2")
+    trained = dfdc_ray("train", "--faces", faces, "--out", model, *options, environment=environment)
+    _, config = checkpoint.load_model(storage.join(model, "best"))
+    assert [entry["epoch"] for entry in config["history"]] == [1]
+
+    _assert_no_secret(s3.server, said + trained, s3.uri, ray_folder)
+
+
+def _assert_no_secret(server: Server, said: str, uri: str, *folders: Path) -> None:
+    """Neither key in what was said, in any object, or in any file or name below the folders."""
+    entries = [entry for entry in storage.list_dir(uri, recursive=True) if not entry.is_dir]
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert len(entries) > 30
+    assert any(("worker" in path.name and path.suffix == ".log") or path.suffix in (".out", ".err") for path in files)
+    for key in (server.access_key, server.secret_key):
+        assert key not in said
+        assert [entry.uri for entry in entries if key in entry.uri or key.encode() in storage.read_bytes(entry.uri)] == []
+        assert [path for path in files if key in str(path) or key.encode() in path.read_bytes()] == []
+
+
+@pytest.mark.parametrize("trouble", ["key id", "secret", "bucket", "session", "none"])
+def test_trouble_is_one_clear_line(s3: S3, small_corpus: Path, tmp_path: Path, trouble: str) -> None:
+    """With reading as with writing, before any work is done."""
+    storage.write_bytes(storage.join(s3.uri, "x.mp4"), b"x")
+    corpus, out, changes = s3.uri, storage.join(s3.uri, "faces"), {}
+    if trouble == "key id":
+        message, changes = "it does not know this access key id", {"AWS_ACCESS_KEY_ID": "AKIANOTTHEKEY1234567"}
+    elif trouble == "secret":
+        message, changes = "secret access key is wrong", {"AWS_SECRET_ACCESS_KEY": "not/the+secret"}
+    elif trouble == "bucket":
+        message, corpus, out = "there is no such bucket", "s3://no-such-bucket-here/x", "s3://no-such-bucket-here/faces"
+    elif trouble == "session":
+        session = s3.server.session(seconds=1)
+        if session is None:
+            pytest.skip("moto takes session tokens for ever")
+        time.sleep(2)
+        message, changes = "has expired", session
+    else:
+        message, changes = "no usable AWS credentials", dict.fromkeys(("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"), "")
+    environment = {k: v for k, v in (s3.environment | changes).items() if v}
+    reading = ("index", "--corpus", corpus, "--out", str(tmp_path / "index.parquet"))
+    writing = ("preprocess", "--corpus", str(small_corpus), "--out", out)
+    for command in (reading, writing) if trouble in ("secret", "bucket") else (reading,):
+        said = dfdc_ray(*command, environment=environment, expect=1)
+        errors = [line for line in said.splitlines() if "s3://" in line]
+        assert len(errors) == 1, said
+        assert re.fullmatch(rf"Error: s3://\S+: .*{message}.*", errors[0])
+        assert "Traceback" not in said
+        for secret in (s3.server.access_key, s3.server.secret_key, *changes.values()):
+            assert not secret or secret not in said
