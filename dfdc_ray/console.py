@@ -22,6 +22,11 @@ def duration(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def printable(name: str) -> str:
+    """A name that others chose, fit for a terminal: control characters are shown, not sent."""
+    return name if name.isprintable() else repr(name)
+
+
 class Work:
     """Progress of a long piece of work: done of total, rate, details, time left.
 

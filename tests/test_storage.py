@@ -116,7 +116,8 @@ def test_large_files_and_zips_are_read_in_place(root: str, tmp_path: Path) -> No
 @pytest.mark.parametrize("root", ["s3"], indirect=True)
 @pytest.mark.parametrize("act", ["read_bytes(uri)", "list_dir(uri)", "write_bytes(uri, b'')", "create_once(uri, b'')"])
 def test_s3_denies_wrong_credentials_without_repeating_them(root: str, act: str) -> None:
-    code = f"from dfdc_ray.errors import *\nfrom dfdc_ray.storage import *\nuri = {root!r}\ntry: {act}\nexcept UserError as error: print(error)"
+    imports = "from dfdc_ray.errors import *\nfrom dfdc_ray.storage import *\n"
+    code = f"{imports}uri = {root!r}\ntry: {act}\nexcept UserError as error: print(error)"
     environment = os.environ | {"AWS_ACCESS_KEY_ID": "not-the-key", "AWS_SECRET_ACCESS_KEY": "not-the-secret"}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60, check=True)
     assert "denies access" in done.stdout

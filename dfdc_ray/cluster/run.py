@@ -53,7 +53,7 @@ def connect() -> None:
 
 
 def _stop(number: int, frame: FrameType | None) -> None:
-    """SIGTERM as SystemExit. Ray's own handler, which this replaces, aborts the process 3 s later, whatever it is still putting in order."""
+    """SIGTERM as SystemExit. Ray's own handler, which this replaces, aborts the process 3 s later, whatever is still being put in order."""
     raise SystemExit(128 + number)
 
 

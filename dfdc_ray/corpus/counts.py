@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from rich.table import Table
 from rich.text import Text
 
-from dfdc_ray.console import console
+from dfdc_ray.console import console, printable
 
 _NAMED = 10  # how many of each kind are named
 
@@ -89,11 +89,7 @@ def _remarks(counts: Counts) -> Iterator[str]:
         }.items():
             if names:
                 more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
-                yield f"{c.corpus}: {what}: {', '.join(map(_printable, names[:_NAMED]))}{more}"
-
-
-def _printable(name: str) -> str:
-    return name if name.isprintable() else repr(name)
+                yield f"{c.corpus}: {what}: {', '.join(map(printable, names[:_NAMED]))}{more}"
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -25,9 +25,10 @@ from rich.table import Table
 from dfdc_ray import storage
 from dfdc_ray.cluster import run as cluster
 from dfdc_ray.config import PreprocessConfig
-from dfdc_ray.console import Work, console, duration
+from dfdc_ray.console import Work, console, duration, printable
 from dfdc_ray.corpus.index import build_index, print_counts
 from dfdc_ray.errors import StorageError, UserError
+from dfdc_ray.preprocess import coverage
 from dfdc_ray.preprocess import receipts as rc
 from dfdc_ray.preprocess.plan import Unit, Video, units
 from dfdc_ray.preprocess.settings import Settings, settings_of
@@ -75,6 +76,7 @@ def preprocess_index(config: PreprocessConfig, settings: Settings, index: pa.Tab
     finally:  # what is done can be used, however this run ends
         ledger = _patiently(lambda: rc.publish(output, known, settings, versions=rc.versions()))
     _summary(ledger, seconds=time.monotonic() - start)
+    coverage.write(out)
     done = _patiently(output.read)
     undone = {unit.unit_id for unit, generation in work if unit.unit_id not in done or done[unit.unit_id].generation < generation}
     unseen = "its worker wrote no receipt that is seen here: --out must be on storage that all nodes share"
@@ -257,9 +259,8 @@ def _summary(ledger: pa.Table, *, seconds: float) -> None:
     console.print(table)
     bad = [row for row in rows if row["status"] not in ("ok", "no_face")]
     for row in bad[:20]:
-        console.print(
-            f"  {row['status']}: {row['video_id']}: {row['stage'] or ''} {row['error']}", highlight=False, markup=False, soft_wrap=True
-        )
+        said = printable(f"{row['status']}: {row['video_id']}: {row['stage'] or ''} {row['error']}")
+        console.print(f"  {said}", highlight=False, markup=False, soft_wrap=True)
     if len(bad) > 20:
         console.print(f"  and {len(bad) - 20} more in ledger.parquet")
     console.print(f"Took {duration(seconds)}.")

@@ -19,7 +19,7 @@ from dfdc_ray import storage
 from dfdc_ray.train import checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
-JOB_S = 400.0
+JOB_S = 900.0
 
 pytestmark = [pytest.mark.ray, pytest.mark.s3]
 
@@ -107,12 +107,12 @@ def preprocess_and_lose(host, hosts: RayHosts, s3, folder: Path, story: Story) -
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(2400)
 def test_hosts_are_lost_while_preprocessing_and_training(small_corpus, undisturbed, s3, tmp_path):
     """The long form: three workers of two CPUs; one is lost while preprocessing. Then two train, one of them is lost, and is replaced."""
     upload(small_corpus, f"{s3.uri}/drawn")
     story = Story()
-    epochs = 12
+    epochs = 6
     with ray_hosts(s3) as hosts:
         workers = hosts.add(3, cpus=2)
         story.tell("a head and three workers are up")
