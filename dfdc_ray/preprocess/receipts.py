@@ -226,7 +226,8 @@ def remember(out: str, index: pa.Table) -> pa.Table:
         earlier = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
         _check_same_videos(out, earlier, index)
         again = pc.is_in(earlier["video_id"], value_set=index["video_id"].combine_chunks())
-        index = pa.concat_tables([earlier.filter(pc.invert(again)), index]).sort_by("video_id")
+        index = pa.concat_tables([earlier.filter(pc.invert(again)), index])
+    index = index.sort_by("video_id").combine_chunks()  # the same bytes, in how many runs the videos ever came
     groups: dict[str, str] = {}
     for row in index.select(["family_id", "group_id"]).to_pylist():
         if groups.setdefault(row["family_id"], row["group_id"]) != row["group_id"]:

@@ -77,7 +77,7 @@ def preprocess_index(config: PreprocessConfig, settings: Settings, index: pa.Tab
         ledger = _patiently(lambda: rc.publish(output, known, settings, versions=rc.versions()))
     _summary(ledger, seconds=time.monotonic() - start)
     coverage.write(out)
-    done = _patiently(output.read)
+    done = _patiently(output.read) if work else {}
     undone = {unit.unit_id for unit, generation in work if unit.unit_id not in done or done[unit.unit_id].generation < generation}
     unseen = "its worker wrote no receipt that is seen here: --out must be on storage that all nodes share"
     wrong = [_not_done({unit_id: failures.get(unit_id, unseen) for unit_id in sorted(undone)})] if undone else []

@@ -3,9 +3,11 @@
 import json
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import ray
 
 from dfdc_ray.bench.meter import Meter
 from dfdc_ray.bench.preprocess import preprocess
@@ -34,8 +36,16 @@ def test_the_frames_are_those_that_preprocessing_takes(small_corpus: Path, tmp_p
             assert [row["frame"] for row in video.faces] == given.wanted[video.ledger["video_id"]]
 
 
+@pytest.fixture
+def session() -> Iterator[None]:
+    """The command leaves the Ray that it starts to the end of its process."""
+    yield
+    ray.shutdown()
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(240)
+@pytest.mark.usefixtures("session")
 def test_all_ways_under_one_roof(small_corpus: Path, tmp_path: Path) -> None:
     preprocess(BenchPreprocessConfig(corpus=(str(small_corpus),), out=str(tmp_path), frames=(2,), real_multiplier=(1,), units=1, repeats=1))
     rows = {row["way"]: row for row in json.loads((tmp_path / "bench_preprocess.json").read_text())["rows"]}

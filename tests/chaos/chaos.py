@@ -5,6 +5,7 @@ goes on with the same output. A seed fixes the order of blows and pauses; where 
 end the command runs in peace until it says that all is done.
 """
 
+import hashlib
 import json
 import os
 import random
@@ -26,7 +27,7 @@ from small_disk import SmallDisk
 
 from dfdc_ray import storage
 
-RUN_S = 400.0  # for one run of the command, whatever is done to it
+RUN_S = 900.0  # for one run of the command, whatever is done to it
 # In the midst of a run: signals to an actor, its child, the raylet of a worker node; all space of the output's disk taken for a while.
 BLOWS = ("actor SIGKILL", "actor SIGTERM", "child SIGKILL", "raylet SIGKILL", "disk full")
 ENDS = ("driver SIGKILL", "driver SIGTERM")  # of a run
@@ -83,11 +84,12 @@ class Storm:
                 if driver.poll() is None and send(driver, signal.Signals[end.split()[1]]):
                     self.tally.blows[end] += 1
             self._wait(driver, deadline, until=lambda: False)
-            if os.environ.get("CHAOS_DEBUG"):
-                print("ROUND", blows, end, driver.returncode, round(RUN_S - deadline + time.monotonic(), 1), flush=True)
-                print(self.log.read_text()[-2500:], flush=True)
-                (self.log.parent / f"log{self.tally.rounds}").write_text(self.log.read_text())
-            return bool(driver.returncode == 0)
+            code = int(driver.returncode)
+            ran = f"{', '.join(blows)}; {end}: exit code {code} after {RUN_S - deadline + time.monotonic():.0f} s"
+            (self.log.parent / f"round-{self.tally.rounds}.log").write_text(f"{ran}\n{self.log.read_text(errors='replace')}")
+            if code == 128 + signal.SIGTERM:
+                self._check_published(at_least=before)
+            return code == 0
 
     def calm(self) -> str:
         """Run in peace to the end; what was printed. AssertionError if it does not end well."""
@@ -118,6 +120,13 @@ class Storm:
             assert time.monotonic() < deadline, f"it hangs:\n{self.log.read_text(errors='replace')}"
             self.cluster.fill(self.workers)
             time.sleep(0.1)
+
+    def _check_published(self, *, at_least: int) -> None:
+        """A run that was told to stop leaves a manifest of what is done; AssertionError if its files are not what it says."""
+        files = json.loads(storage.read_bytes(storage.join(self.out, "manifest.json")))["files"]
+        assert len(files) >= at_least
+        for file in files:
+            assert hashlib.sha256(storage.read_bytes(storage.join(self.out, file["path"]))).hexdigest() == file["sha256"]
 
     def _done(self) -> int:
         """Units that have a receipt."""
