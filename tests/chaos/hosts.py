@@ -78,6 +78,8 @@ class Network:
                 pytest.skip(f"no hosts of their own here: {error}")
             if done.returncode:
                 pytest.skip(f"no hosts of their own here: {' '.join(command)}: {done.stderr.strip()}")
+        # A bridge takes the lowest address of its cables, and another one when that cable goes: then the hosts talk to nobody for minutes.
+        _ip("link", "set", self.bridge, "address", f"02:00:00:{self._id[:2]}:{self._id[2:4]}:{self._id[4:]}")
         _ip("addr", "add", f"{self.gateway}/24", "dev", self.bridge)
         _ip("link", "set", self.bridge, "up")
 
