@@ -3,11 +3,9 @@
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import ray
 
 from dfdc_ray.bench.meter import Meter
 from dfdc_ray.bench.preprocess import preprocess
@@ -19,6 +17,7 @@ from dfdc_ray.preprocess.plan import units
 from dfdc_ray.preprocess.settings import settings_of
 from dfdc_ray.preprocess.unit import process_unit, process_video
 
+DFDC_RAY = str(Path(sys.executable).with_name("dfdc-ray"))
 BURN = "import time\nwhile time.process_time() < 1.5: pass"
 
 
@@ -36,18 +35,11 @@ def test_the_frames_are_those_that_preprocessing_takes(small_corpus: Path, tmp_p
             assert [row["frame"] for row in video.faces] == given.wanted[video.ledger["video_id"]]
 
 
-@pytest.fixture
-def session() -> Iterator[None]:
-    """The command leaves the Ray that it starts to the end of its process."""
-    yield
-    ray.shutdown()
-
-
 @pytest.mark.ray
 @pytest.mark.timeout(240)
-@pytest.mark.usefixtures("session")
 def test_all_ways_under_one_roof(small_corpus: Path, tmp_path: Path) -> None:
-    preprocess(BenchPreprocessConfig(corpus=(str(small_corpus),), out=str(tmp_path), frames=(2,), real_multiplier=(1,), units=1, repeats=1))
+    command = [DFDC_RAY, "bench", "preprocess", "--corpus", str(small_corpus), "--out", str(tmp_path), "--units", "1", "--repeats", "1"]
+    subprocess.run([*command, "--frames", "2", "--real-multiplier", "1"], check=True)  # a process of its own, since Ray stays with it
     rows = {row["way"]: row for row in json.loads((tmp_path / "bench_preprocess.json").read_text())["rows"]}
     assert list(rows) == ["opencv-read", "report", "pyav-full", "parts", "unit", "ray", "ray, 2 workers"]
     assert {(row["videos"], row["families"], row["orphans"]) for row in rows.values()} == {(5, 1, 0)}
