@@ -317,5 +317,5 @@ def _meaning(uri: str, response: dict[str, Any]) -> Exception:
     if status in (401, 403) or code in _DENIED:
         return UserError(f"{uri}: S3 denies access ({code or status}): {_DENIED.get(code, _DENIED['AccessDenied'])}.")
     if status in (301, 307) or code in ("AuthorizationHeaderMalformed", "IllegalLocationConstraintException"):
-        return UserError(f"{uri}: the bucket is in another region ({code or status}). Set AWS_REGION to its region.")
+        return UserError(f"{uri}: the bucket is in another region ({code or status}). Set AWS_DEFAULT_REGION to its region.")
     return StorageError(f"{uri}: the S3 server answers {code or 'an error'} (HTTP status {status})")

@@ -250,7 +250,7 @@ def _translated(uri: str) -> Iterator[None]:
     except NotADirectoryError:
         raise FileNotFoundError(f"{uri}: not found, or not a folder") from None
     except PermissionError as error:
-        raise UserError(f"{uri}: permission denied ({error.strerror or 'by the system'}). Check who owns it and its mode.") from error
+        raise UserError(f"{uri}: permission denied. Check who owns it and its mode.") from error
     except UnicodeError as error:
         raise UserError(f"{uri}: the file name {getattr(error, 'object', error)!r} is not UTF-8. Rename it.") from error
     except OSError as error:

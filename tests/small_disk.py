@@ -1,5 +1,6 @@
 """A disk of a few megabytes of its own (a tmpfs), which a test can fill and free again. Needs root; else the test is skipped."""
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Iterator
@@ -17,10 +18,15 @@ class SmallDisk:
         self._ballast = path / ".ballast"
 
     def fill(self, *, leave: int = 0) -> None:
-        """Take all space, but for about so many bytes."""
-        usage = os.statvfs(self.path)
+        """Take all space, but for about so many bytes. Others may write meanwhile."""
         with self._ballast.open("ab") as file:
-            os.posix_fallocate(file.fileno(), file.tell(), max(1, usage.f_bavail * usage.f_frsize - leave))
+            while (wanted := self._space() - leave) > 0:
+                with contextlib.suppress(OSError):
+                    os.posix_fallocate(file.fileno(), file.seek(0, os.SEEK_END), wanted)
+
+    def _space(self) -> int:
+        usage = os.statvfs(self.path)
+        return usage.f_bavail * usage.f_frsize
 
     def free(self) -> None:
         """Give it back."""
