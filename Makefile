@@ -22,7 +22,7 @@ demo: setup
 	$(BIN)/dfdc-ray demo --out out/demo
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
 
 test-long: setup
 	$(BIN)/python -m pytest -m slow

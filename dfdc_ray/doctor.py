@@ -151,17 +151,22 @@ def check_ray() -> Check:
 
 
 def check_storage(out: str) -> Check:
-    """Write, read and delete one small file."""
+    """Write, read and delete one small file, and see that it cannot be created twice, as receipts need."""
     probe = storage.join(out, f".doctor-{uuid.uuid4().hex}")
     data = probe.encode()
     try:
         storage.write_bytes(probe, data)
         same = storage.read_bytes(probe) == data
+        twice = storage.create_once(probe, b"again")
+        storage.delete(probe)
+        created = storage.create_once(probe, data)
         storage.delete(probe)
     except (UserError, StorageError, OSError) as error:
         return Check("storage", "FAIL", f"{out} is not writable: {error}")
     if not same:
         return Check("storage", "FAIL", f"{out} gave back other bytes than were written")
+    if twice or not created:
+        return Check("storage", "FAIL", f"{out} lets a file be created twice (on S3: If-None-Match is ignored), so receipts would not hold")
     return Check("storage", "ok", f"{out} is writable")
 
 

@@ -85,6 +85,7 @@ def get(uri: str, start: int = 0, size: int | None = None, *, version: Version |
     Returns them and which content they are of. Changed if that is not `version`.
     """
     from botocore.exceptions import HTTPClientError, IncompleteReadError
+    from urllib3.exceptions import HTTPError
 
     pieces: list[bytes] = []
     got = 0
@@ -106,7 +107,7 @@ def get(uri: str, start: int = 0, size: int | None = None, *, version: Version |
                 pieces.append(piece)
                 got += len(piece)
                 _count(len(piece))
-        except (HTTPClientError, IncompleteReadError):  # in mid-body, where boto3 no longer tries again
+        except (HTTPClientError, IncompleteReadError, HTTPError, OSError):  # in mid-body, where boto3 no longer tries again
             answer["Body"].close()
         if got == size:
             return (pieces[0] if len(pieces) == 1 else b"".join(pieces)), found
@@ -305,7 +306,7 @@ def _translated(uri: str) -> Iterator[None]:
     except ValueError as error:
         if "endpoint" not in str(error):
             raise
-        raise UserError(f"{uri}: AWS_ENDPOINT_URL is not a URL ({error}). Give it as https://host:port.") from error
+        raise UserError(f"{uri}: AWS_ENDPOINT_URL is not a URL. Give it as https://host:port.") from error
 
 
 def _meaning(uri: str, response: dict[str, Any]) -> Exception:

@@ -7,6 +7,7 @@ Every function raises FileNotFoundError where something is absent, UserError whe
 StorageError for any other trouble with the storage.
 """
 
+import errno
 import io
 import os
 import re
@@ -184,6 +185,10 @@ def create_once(uri: str, data: bytes) -> bool:
                 os.link(temporary, path)  # unlike rename, it fails where the name is taken
             except FileExistsError:
                 return False
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOTSUP):
+                    raise
+                raise UserError(f"{uri}: this file system has no hard links, as FAT and exFAT. Give a folder on another one.") from error
             _sync_folder(path)
             return True
 

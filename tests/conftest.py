@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from s3_server import BUCKET, NOT_OURS, S3, Server, forget_connections, running
+from s3_server import BUCKET, NOT_OURS, S3, Server, forget_connections, installed, running
 
 
 @pytest.fixture(scope="session")
@@ -63,14 +63,10 @@ def undisturbed(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return out
 
 
-_S3_SERVERS: list[str] = []  # by name, as the summary prints them
-
-
 @pytest.fixture(scope="session")
 def s3_server() -> Iterator[Server]:
     """One S3 server for the session, started by the first test that needs it, with a bucket. `s3` is what tests use."""
     with running() as server:
-        _S3_SERVERS.append(server.name)
         server.client().create_bucket(Bucket=BUCKET)
         yield server
 
@@ -87,6 +83,5 @@ def s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
     forget_connections()
 
 
-def pytest_terminal_summary(terminalreporter: Any) -> None:
-    for name in _S3_SERVERS:
-        terminalreporter.write_line(f"S3 tests: {name}")
+def pytest_report_header() -> str:
+    return f"S3 server of these tests: {installed()}"

@@ -33,6 +33,7 @@ BUCKET = "dfdc-ray-tests"
 REGION = "us-east-1"
 START_S = 60.0  # it takes 3 s on two idle cores
 _ROLE = "session"
+_MOTO = "moto server (no radosgw here)"
 NOT_OURS = ("AWS_PROFILE", "AWS_DEFAULT_PROFILE", "AWS_DEFAULT_REGION", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL_S3", "AWS_CA_BUNDLE")
 # One monitor, one OSD, one gateway, nothing kept twice. Monitors gather changes for a second by default, and each pool is a change.
 _CEPH_CONF = """
@@ -83,7 +84,7 @@ class Server:
     @property
     def is_moto(self) -> bool:
         """Whether it is the fallback."""
-        return self.name.startswith("moto")
+        return self.name == _MOTO
 
     @property
     def variables(self) -> dict[str, str]:
@@ -145,15 +146,24 @@ class S3:
         return self.server.environment()
 
 
+@functools.cache
+def installed() -> str:
+    """The name of the server that will be used: the better one of those that are there."""
+    if not all(shutil.which(name) for name in ("radosgw", "radosgw-admin", "ceph-mon", "ceph-osd", "ceph", "setpriv")):
+        return _MOTO
+    said = subprocess.run(["radosgw", "--version"], capture_output=True, text=True, timeout=START_S, check=True).stdout
+    version = re.search(r"version (\S+)", said)
+    return f"RADOS Gateway {version[1] if version else 'of unknown version'}"
+
+
 @contextmanager
 def running() -> Iterator[Server]:
     """The better server of those that are installed. RuntimeError with the end of its log if it does not start."""
-    gateway = all(shutil.which(name) for name in ("radosgw", "radosgw-admin", "ceph-mon", "ceph-osd", "ceph", "setpriv"))
     # A short path: Ceph keeps sockets there, whose paths may have 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="dfdc-s3-", dir="/tmp"))
     started: list[subprocess.Popen] = []
     try:
-        yield _ceph(folder, started) if gateway else _moto(folder, started)
+        yield _moto(folder, started) if installed() == _MOTO else _ceph(folder, started)
     finally:
         for process in reversed(started):
             process.kill()  # nothing of it is to be kept
@@ -188,7 +198,7 @@ def _ceph(folder: Path, started: list[subprocess.Popen]) -> Server:
             started.append(subprocess.Popen(command, stdout=log, stderr=log))
         return started[-1]
 
-    server = Server(_ceph_name(), f"http://127.0.0.1:{port}", "dfdcraytest" + secrets.token_hex(4).upper(), secrets.token_hex(20))
+    server = Server(installed(), f"http://127.0.0.1:{port}", "dfdcraytest" + secrets.token_hex(4).upper(), secrets.token_hex(20))
     try:
         run(["ceph-authtool", "--create-keyring", keyring, "--gen-key", "-n", "mon.", "--cap", "mon", "allow *"])
         for name, caps in {
@@ -220,12 +230,6 @@ def _ceph(folder: Path, started: list[subprocess.Popen]) -> Server:
     return server
 
 
-def _ceph_name() -> str:
-    said = subprocess.run(["radosgw", "--version"], capture_output=True, text=True, timeout=START_S, check=True).stdout
-    version = re.search(r"version (\S+)", said)
-    return f"RADOS Gateway {version[1] if version else 'of unknown version'}"
-
-
 def _moto(folder: Path, started: list[subprocess.Popen]) -> Server:
     port = free_port()
     program = "import sys; from moto.server import main; main(['-H', '127.0.0.1', '-p', sys.argv[1]])"
@@ -242,7 +246,7 @@ def _moto(folder: Path, started: list[subprocess.Popen]) -> Server:
     iam.create_user(UserName="test")
     iam.put_user_policy(UserName="test", PolicyName="all", PolicyDocument=_policy("*", Resource="*"))
     key = iam.create_access_key(UserName="test")["AccessKey"]
-    return Server("moto server (no radosgw here)", f"http://127.0.0.1:{port}", key["AccessKeyId"], key["SecretAccessKey"])
+    return Server(_MOTO, f"http://127.0.0.1:{port}", key["AccessKeyId"], key["SecretAccessKey"])
 
 
 def _policy(action: str, **of: Any) -> str:

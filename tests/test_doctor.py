@@ -117,6 +117,11 @@ def test_storage_that_gives_back_something_else(tmp_path: Path, monkeypatch: pyt
     assert doctor.check_storage(str(tmp_path)).level == "FAIL"
 
 
+def test_storage_that_cannot_refuse_a_second_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(storage, "create_once", lambda uri, data: storage.write_bytes(uri, data) or True)
+    assert "created twice" in doctor.check_storage(str(tmp_path)).detail
+
+
 @pytest.mark.parametrize(("free", "level"), [(100 * 2**30, "ok"), (5 * 2**30, "warn"), (2**20, "FAIL")])
 def test_disk(free: int, level: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []

@@ -40,7 +40,7 @@ def cluster() -> Iterator[dict[str, str]]:
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
         "RAY_API_SERVER_ADDRESS": f"http://127.0.0.1:{dashboard}",
     }
-    ports = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}"]
+    ports = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={free_port()}", "--dashboard-agent-listen-port=0"]
     start = [RAY, "start", "--head", "--block", "--num-cpus=3", "--node-ip-address=127.0.0.1", "--object-store-memory=150000000"]
     head = subprocess.Popen(
         [*start, *ports, f"--temp-dir={temporary}"],

@@ -16,6 +16,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import urllib3
+from botocore.response import StreamingBody
 from fault_proxy import FaultProxy
 from s3_server import S3, forget_connections
 
@@ -389,6 +391,7 @@ def test_what_aws_answers_becomes_one_clear_line(s3: S3, monkeypatch: pytest.Mon
         ({"AWS_ACCESS_KEY_ID": "", "AWS_SECRET_ACCESS_KEY": ""}, "no usable AWS credentials"),
         ({"AWS_PROFILE": "not-there"}, "no usable AWS credentials"),
         ({"AWS_ENDPOINT_URL": "nonsense"}, "not a URL"),
+        ({"AWS_ENDPOINT_URL": "KEY:secret-in-the-wrong-place@host"}, "not a URL"),
     ],
 )
 def test_wrong_credentials_are_one_clear_line(s3: S3, changes: dict[str, str], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,8 +402,25 @@ def test_wrong_credentials_are_one_clear_line(s3: S3, changes: dict[str, str], m
         with pytest.raises(UserError, match=message) as caught:
             act(storage.join(s3.uri, "x"))
         assert "\n" not in str(caught.value)
-        for secret in (s3.server.secret_key, *(v for n, v in changes.items() if "KEY" in n and v)):
+        for secret in (s3.server.secret_key, *(v for n, v in changes.items() if "KEY" in n + v and v)):
             assert secret not in str(caught.value)
+
+
+def test_a_connection_that_breaks_below_http_is_tried_again(s3: S3, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What TLS finds in mid-body comes as urllib3's own error, which boto3 lets pass."""
+    uri = storage.join(s3.uri, "x")
+    storage.write_bytes(uri, b"0123456789")
+    pieces, broken = StreamingBody.iter_chunks, iter([True])
+
+    def breaks(body: StreamingBody, size: int) -> Iterator[bytes]:
+        for piece in pieces(body, 4):
+            yield piece
+            if next(broken, False):
+                raise urllib3.exceptions.SSLError("DECRYPTION_FAILED_OR_BAD_RECORD_MAC")
+
+    monkeypatch.setattr(StreamingBody, "iter_chunks", breaks)
+    assert storage.read_bytes(uri) == b"0123456789"
+    assert next(broken, None) is None
 
 
 def test_credentials_come_from_the_standard_files_too(s3: S3, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from dfdc_ray.config import PreprocessConfig
 from dfdc_ray.corpus.index import build_index
 from dfdc_ray.faces.detect import load_detector
 from dfdc_ray.faces.weights import stage_weights
-from dfdc_ray.preprocess import receipts
+from dfdc_ray.preprocess import publish, receipts
 from dfdc_ray.preprocess.plan import units
 from dfdc_ray.preprocess.settings import settings_of
 from dfdc_ray.preprocess.unit import process_unit, process_video
@@ -60,10 +60,10 @@ def without_ray(corpus: str, out: str) -> None:
     stage_weights()
     detector = load_detector(settings.detector, threshold=settings.detector_threshold, long_side=settings.detector_long_side)
     output = receipts.open_output(out, settings)
-    known = units(receipts.remember(out, build_index(config.corpus)[0]))
+    known = units(publish.remember(out, build_index(config.corpus)[0]))
     for unit in known:
         output.commit(process_unit(unit, lambda video, guide: process_video(video, settings, detector, guide)), generation=0)
-    receipts.publish(output, known, settings, versions={})
+    publish.publish(output, known, settings, versions={})
 
 
 def read_table(uri: str) -> pa.Table:

@@ -32,6 +32,7 @@ from dfdc_ray.config import BenchScaleConfig, PreprocessConfig
 from dfdc_ray.console import Work, console
 from dfdc_ray.corpus.index import INDEX
 from dfdc_ray.errors import UserError
+from dfdc_ray.preprocess import publish
 from dfdc_ray.preprocess import receipts as rc
 from dfdc_ray.preprocess.estimate import measured, nearest, workloads
 from dfdc_ray.preprocess.plan import Video, units
@@ -142,7 +143,7 @@ def _first_run(config: BenchScaleConfig, options: PreprocessConfig, settings: Se
     out = options.out
     with _step(result, "plan"):
         output = rc.open_output(out, settings)
-        known = units(rc.remember(out, index))
+        known = units(publish.remember(out, index))
         work = rc.todo(known, output.read(), ())
     with _step(result, "start of Ray"):
         cluster.connect()
@@ -159,7 +160,7 @@ def _first_run(config: BenchScaleConfig, options: PreprocessConfig, settings: Se
                 _check(row, progress)
         result.cpu_by_role = {role: seconds - before.get(role, 0.0) for role, seconds in meter.by_role().items()}
     with _step(result, "publication"):
-        rc.publish(output, known, settings, versions=rc.versions())
+        publish.publish(output, units(publish.remember(out, index)), settings, versions=rc.versions())
 
 
 def _check(row: dict[str, Any], progress: Work) -> None:

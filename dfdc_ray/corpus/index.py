@@ -15,7 +15,7 @@ every zip, and the zips in a zip: so DFDC's root, one part, one zip, a zip of al
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -105,8 +105,18 @@ def build_index(corpora: Sequence[str]) -> tuple[pa.Table, Counts]:
             )
         corpus.videos.extend(videos)
         corpus.ignored.extend(others)
+    _refuse_twice(found)
     tables, counts = zip(*(_rows(name, corpus) for name, corpus in sorted(found.items())), strict=True)
     return pa.concat_tables(tables), Counts(counts)
+
+
+def _refuse_twice(found: Mapping[str, _Corpus]) -> None:
+    """One file under two names would be two videos, in two groups, on two sides of a split."""
+    first: dict[str, str] = {}
+    for name, corpus in found.items():
+        for uri in filter(None, (video.uri for video in corpus.videos)):
+            if first.setdefault(uri, name) != name:
+                raise UserError(f"{uri} is in the corpora {first[uri]!r} and {name!r}. Give each file once.")
 
 
 def _find(given: str) -> tuple[str, Files]:
@@ -245,6 +255,13 @@ def _unique(found: Iterable[_Video]) -> tuple[list[_Video], list[str]]:
         for other in listed[1:]:
             if other.listing != listed[0].listing:
                 raise UserError(f"{listed[0].listed_in} and {other.listed_in} say different things of {other.name!r}. Correct one of them.")
+        files = [video for video in same if video.uri is not None]
+        for file in files:
+            if file.size != files[0].size:
+                raise UserError(
+                    f"{files[0].uri} ({files[0].size} bytes) and {file.uri} ({file.size} bytes) are two videos of one name, {file.name!r}. "
+                    "Remove or rename one, or name the corpora (--corpus NAME=URI)."
+                )
         told = listed[0] if listed else same[0]
         grouped = next((video for video in same if video.group is not None), same[0])
         videos.append(

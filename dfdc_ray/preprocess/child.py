@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 from typing import Any
 
 from dfdc_ray import storage
-from dfdc_ray.errors import StorageError
+from dfdc_ray.errors import StorageError, UserError
 from dfdc_ray.faces.detect import load_detector
 from dfdc_ray.preprocess.plan import Video
 from dfdc_ray.preprocess.settings import Settings
@@ -56,6 +56,8 @@ def _answer(connection: Connection, video: Video, guide: Guide | None, settings:
     try:
         result = process_video(video, settings, detector, guide, on_stage=on_stage)
     except StorageError as error:
+        return "storage", str(error)
+    except UserError as error:  # access that is denied in mid-video, as when a token expires
         return "storage", str(error)
     except Exception as error:  # a library's own trouble with one video: it is charged, with its name
         result = VideoResult(ledger_row(video, status="error", stage=stage, error=f"{type(error).__name__}: {error}"))

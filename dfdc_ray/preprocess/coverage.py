@@ -22,8 +22,9 @@ from dfdc_ray.console import console
 from dfdc_ray.errors import UserError
 from dfdc_ray.preprocess import page
 from dfdc_ray.preprocess.page import Html, element, percent, tile
+from dfdc_ray.preprocess.receipts import READ
 from dfdc_ray.preprocess.settings import Settings
-from dfdc_ray.preprocess.tables import READ, Group, Videos, errors, ratio, rounded, short, tables
+from dfdc_ray.preprocess.tables import Group, Videos, errors, ratio, rounded, short, tables
 from dfdc_ray.preprocess.worst import Case, Pictures, choose
 
 NAME = "coverage.html"

@@ -1,11 +1,10 @@
-"""What is done, once and exactly once: receipts are the only commit, and everything else is read from them.
+"""What is done, once and exactly once: receipts are the only commit, and everything else (publish.py) is made from them.
 
 OUT/config.json                            the hashed configuration; another one is refused
 OUT/faces/<unit>.<sha256>.parquet          written before the receipt; a file that no receipt names does not exist
 OUT/boxes/<unit>.<sha256>.parquet
 OUT/receipts/<unit>.<generation>.json      the commit; the highest generation wins
 OUT/stats/<unit>.<generation>.json         times and attempts, outside of what is compared
-OUT/index.parquet  ledger.parquet  manifest.json    made from the above at the end of each run
 OUT/receipts.json.gz                       a copy of the receipts, so that 17,000 small files need not be read again; nobody misses it
 """
 
@@ -23,8 +22,6 @@ from importlib.metadata import version
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from dfdc_ray import __version__, storage
 from dfdc_ray.errors import UserError
@@ -63,6 +60,7 @@ LEDGER = pa.schema(
     ]
 )
 
+READ = ("ok", "no_face")  # statuses of videos that were read to their end
 _NAME = re.compile(r"(.+)\.(\d+)\.json")  # of a receipt; anything else in the folder is not ours
 # What a receipt's ledger rows say of a video and the index may come to say otherwise (labels or groups.csv that arrive later).
 _FACTS = ("video_id", "label", "method", "original", "family_id", "group_id", "part")
@@ -104,12 +102,12 @@ class Receipts:
         rows = [v.ledger | {"unit_id": result.unit.unit_id, "generation": generation} for v in result.videos]
         receipt = Receipt(result.unit.unit_id, result.unit.family_id, generation, self.config_hash, faces, boxes, rows)
         uri = storage.join(self.out, "receipts", receipt.name)
-        if not storage.create_once(uri, _json(asdict(receipt))):
+        if not storage.create_once(uri, json_bytes(asdict(receipt))):
             return _read(uri)
         seconds = {v.ledger["video_id"]: v.seconds for v in result.videos}
         s3 = {v.ledger["video_id"]: asdict(v.traffic) for v in result.videos if v.traffic.requests}
         stats = {"cpu_seconds": seconds, "s3": s3, "versions": versions()}
-        storage.write_bytes(storage.join(self.out, "stats", receipt.name), _json(stats))
+        storage.write_bytes(storage.join(self.out, "stats", receipt.name), json_bytes(stats))
         return receipt
 
     def _data_file(self, folder: str, unit: Unit, row_groups: list[list[dict[str, Any]]], schema: pa.Schema) -> dict[str, Any] | None:
@@ -184,9 +182,9 @@ def open_output(out: str, settings: Settings) -> Receipts:
     for folder in ("faces", "boxes", "receipts", "stats"):
         storage.make_dirs(storage.join(out, folder))
     uri = storage.join(out, "config.json")
-    if not storage.create_once(uri, _json(asdict(settings))):
+    if not storage.create_once(uri, json_bytes(asdict(settings))):
         there = json.loads(storage.read_bytes(uri))
-        wanted = json.loads(_json(asdict(settings)))  # as it would be written: lists for tuples
+        wanted = json.loads(json_bytes(asdict(settings)))  # as it would be written: lists for tuples
         differences = [
             f"  {name}: {there.get(name)!r} there, {wanted.get(name)!r} now"
             for name in sorted(there.keys() | wanted.keys())
@@ -200,8 +198,8 @@ def open_output(out: str, settings: Settings) -> Receipts:
 
 
 def todo(units: Iterable[Unit], done: dict[str, Receipt], retry: Iterable[str]) -> list[tuple[Unit, int]]:
-    """Units still to do, with the generation to write: without a receipt, with one that the index has overtaken (a video, file, label or
-    group that came or went since), or with an outcome to retry.
+    """Units still to do, with the generation to write: without a receipt, with one that the index has overtaken, with a video whose file
+    came since, or with an outcome to retry.
     """
     again = set(retry)
     work = []
@@ -210,76 +208,23 @@ def todo(units: Iterable[Unit], done: dict[str, Receipt], retry: Iterable[str]) 
         if receipt is None:
             work.append((unit, 0))
             continue
-        known = {tuple(row[name] for name in _FACTS) for row in receipt.videos}
-        planned = {tuple(getattr(video, name) for name in _FACTS) for video in unit.videos}
         ended = {row["video_id"]: row["status"] for row in receipt.videos}
         arrived = any(ended.get(v.video_id) == "missing" and v.uri is not None for v in unit.videos)
-        if known != planned or arrived or again & set(ended.values()):
+        if overtaken(receipt, unit) or arrived or again & set(ended.values()):
             work.append((unit, receipt.generation + 1))
     return work
 
 
-def remember(out: str, index: pa.Table) -> pa.Table:
-    """Add this run's videos to OUT/index.parquet and return the whole: earlier parts stay when a run names only new ones."""
-    uri = storage.join(out, "index.parquet")
-    if storage.exists(uri):
-        earlier = pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
-        _check_same_videos(out, earlier, index)
-        again = pc.is_in(earlier["video_id"], value_set=index["video_id"].combine_chunks())
-        index = pa.concat_tables([earlier.filter(pc.invert(again)), index])
-    index = index.sort_by("video_id").combine_chunks()  # the same bytes, in how many runs the videos ever came
-    groups: dict[str, str] = {}
-    for row in index.select(["family_id", "group_id"]).to_pylist():
-        if groups.setdefault(row["family_id"], row["group_id"]) != row["group_id"]:
-            raise UserError(
-                f"The family {row['family_id']} would be in two groups, {groups[row['family_id']]} and {row['group_id']}, because its "
-                f"videos were indexed apart. Give all its parts in one command with a new --out, or a groups.csv."
-            )
-    _replace(uri, _parquet(index))
-    return index
+def overtaken(receipt: Receipt, unit: Unit) -> bool:
+    """Whether the index has come to say something else of the unit's videos (one more or less, a label, a group) than the receipt does."""
+    known = {tuple(row[name] for name in _FACTS) for row in receipt.videos}
+    return known != {tuple(getattr(video, name) for name in _FACTS) for video in unit.videos}
 
 
-def _check_same_videos(out: str, earlier: pa.Table, index: pa.Table) -> None:
-    """Two corpora with folders of the same name give the same ids to different videos: their sizes tell."""
-    sizes = dict(zip(earlier["video_id"].to_pylist(), earlier["size_bytes"].to_pylist(), strict=True))
-    for row in index.select(["video_id", "size_bytes", "uri"]).to_pylist():
-        before = sizes.get(row["video_id"])
-        if before is not None and row["size_bytes"] is not None and before != row["size_bytes"]:
-            raise UserError(
-                f"{row['uri']} ({row['size_bytes']} bytes) would be {row['video_id']}, but {out} knows another video of {before} bytes "
-                "by that name. Name the corpus (--corpus NAME=URI), or give another --out."
-            )
-
-
-def publish(receipts: Receipts, units: Iterable[Unit], settings: Settings, *, versions: dict[str, str]) -> pa.Table:
-    """Write ledger and manifest from the receipts in force; return the ledger, ordered by video_id.
-
-    units: all that the index knows; a receipt of another one was overtaken when its videos went to other families, and does not count.
-    versions: of what writes this (those that made the rows are in stats/).
-    """
-    planned = {unit.unit_id for unit in units}
-    done = {unit_id: receipt for unit_id, receipt in receipts.read().items() if unit_id in planned}
-    rows = sorted((row for r in done.values() for row in r.videos), key=lambda row: row["video_id"])
-    ledger = pa.Table.from_pylist(rows, schema=LEDGER)
-    files = [r.faces for _, r in sorted(done.items()) if r.faces]
-    manifest = {
-        "format": settings.format_version,
-        "kind": "plain",
-        "data_hash": hashlib.sha256("\n".join(f["sha256"] for f in files).encode()).hexdigest(),
-        "config": asdict(settings),
-        "written_by": versions,
-        "files": files,
-    }
-    _replace(storage.join(receipts.out, "ledger.parquet"), _parquet(ledger))
-    _replace(storage.join(receipts.out, "manifest.json"), _json(manifest))
-    receipts.write_snapshot()
-    return ledger
-
-
-def _replace(uri: str, data: bytes) -> None:
-    """Write it unless it is there: a run that finds nothing to do changes nothing."""
-    if not (storage.exists(uri) and storage.read_bytes(uri) == data):
-        storage.write_bytes(uri, data)
+def lost(earlier: Receipt, receipt_rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Ledger rows of videos that the earlier receipt read to the end and these rows did not."""
+    read = {row["video_id"] for row in earlier.videos if row["status"] in READ}
+    return [row for row in receipt_rows if row["video_id"] in read and row["status"] not in READ]
 
 
 @functools.cache  # reading the metadata of packages takes longer than writing a receipt
@@ -291,16 +236,11 @@ def versions() -> dict[str, str]:
 
 def settings_hash(settings: Settings) -> str:
     """SHA-256 of the hashed configuration."""
-    return hashlib.sha256(_json(asdict(settings))).hexdigest()
+    return hashlib.sha256(json_bytes(asdict(settings))).hexdigest()
 
 
-def _parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    return sink.getvalue().to_pybytes()
-
-
-def _json(value: Any) -> bytes:
+def json_bytes(value: Any) -> bytes:
+    """The same bytes for the same value."""
     return json.dumps(value, indent=1, sort_keys=True).encode()
 
 

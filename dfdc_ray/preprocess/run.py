@@ -28,7 +28,7 @@ from dfdc_ray.config import PreprocessConfig
 from dfdc_ray.console import Work, console, duration, printable
 from dfdc_ray.corpus.index import build_index, print_counts
 from dfdc_ray.errors import StorageError, UserError
-from dfdc_ray.preprocess import coverage
+from dfdc_ray.preprocess import coverage, publish
 from dfdc_ray.preprocess import receipts as rc
 from dfdc_ray.preprocess.plan import Unit, Video, units
 from dfdc_ray.preprocess.settings import Settings, settings_of
@@ -58,7 +58,7 @@ def preprocess_index(config: PreprocessConfig, settings: Settings, index: pa.Tab
     out = storage.absolute(config.out)
     output = _patiently(lambda: rc.open_output(out, settings))
     given = set(pc.unique(index["family_id"]).to_pylist())
-    known = units(_patiently(lambda: rc.remember(out, index)))
+    known = units(_patiently(lambda: publish.remember(out, index)))
     planned = [unit for unit in known if unit.family_id in given]
     work = rc.todo(planned, _patiently(output.read), config.retry)
     videos = sum(len(unit.videos) for unit in planned)
@@ -74,7 +74,7 @@ def preprocess_index(config: PreprocessConfig, settings: Settings, index: pa.Tab
         console.print("Stopped. Publishing what is done; run the same command again to go on.")
         raise
     finally:  # what is done can be used, however this run ends
-        ledger = _patiently(lambda: rc.publish(output, known, settings, versions=rc.versions()))
+        ledger = _patiently(lambda: publish.publish(output, units(publish.remember(out, index)), settings, versions=rc.versions()))
     _summary(ledger, seconds=time.monotonic() - start)
     coverage.write(out)
     done = _patiently(output.read) if work else {}
@@ -201,8 +201,18 @@ class ProcessUnit:
         if receipt is None:
             result = process_unit(unit, self._process)
             traffic = sum((video.traffic for video in result.videos), traffic)
+            self._refuse_loss(unit, generation, [video.ledger for video in result.videos])
             receipt = _patiently(lambda: self.output.commit(result, generation=generation))
         return _report(unit, receipt.videos, failure="", traffic=traffic)
+
+    def _refuse_loss(self, unit: Unit, generation: int, rows: list[dict[str, Any]]) -> None:
+        """UserError if a video that was read before no longer was: a retry replaces the whole unit, and must not lose what is there."""
+        earlier = _patiently(lambda: self.output.find(unit, generation - 1)) if generation else None
+        for row in rc.lost(earlier, rows) if earlier else []:
+            raise UserError(
+                f"{row['video_id']} was read before and now ends as {row['status']} ({row['error']}). Its family is left as it was: "
+                "bring the file back, or give another --out."
+            )
 
     def _process(self, video: Video, guide: Guide | None) -> VideoResult:
         return _patiently(lambda: self.worker.process(video, guide))

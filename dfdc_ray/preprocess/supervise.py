@@ -96,6 +96,9 @@ class Worker:
             self.busy = True
             while True:
                 if not connection.poll(max(0.0, deadline - time.monotonic())):
+                    if self._stage == "open":
+                        self.stop()
+                        raise StorageError(f"{video.uri}: could not be read within {self.timeout_s:g} s (--video-timeout-s)")
                     raise _Died(f"took longer than {self.timeout_s:g} s, in stage {self._stage}")
                 kind, value = connection.recv()
                 if kind == "stage":

@@ -11,9 +11,9 @@ import pyarrow.compute as pc
 
 from dfdc_ray.preprocess import page
 from dfdc_ray.preprocess.page import Html, element, percent, share, table
+from dfdc_ray.preprocess.receipts import READ
 from dfdc_ray.preprocess.settings import Settings
 
-READ = ("ok", "no_face")  # statuses of videos that were read to their end
 _GROUPS = 60  # rows of a table; the rest is one more
 _KINDS = 30  # of errors
 _LABELS: dict[str | None, str] = {"REAL": "real", "FAKE": "fake", None: "no label"}

@@ -1,13 +1,15 @@
 """Copies of shards on a node's own disk, so that they come from S3 (or a slow disk) once and not in every epoch.
 
 DIR/<sha256>.parquet is a whole and checked copy, whatever folder it came from; nothing else in DIR counts. Several processes of a node
-may ask for the same DIR: one copies, the others wait. Nothing is ever deleted there: that is for the person who gave the folder.
+may ask for the same DIR: one copies, the others wait. Nothing but unfinished copies is ever deleted there: that is for the
+person who gave the folder.
 """
 
 import errno
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Sequence
@@ -25,6 +27,7 @@ from dfdc_ray.shards.dataset import RowTable
 _THREADS = 16  # files that are copied at a time
 _PIECE = 16 << 20  # bytes of each that are asked for at a time
 _TRIES = 5
+_UNFINISHED = re.compile(r"[0-9a-f]{64}\.parquet\.tmp")
 _SPARE = 1 << 30  # bytes of the disk that are left free
 
 
@@ -84,7 +87,7 @@ def _fill(folder: str, missing: Sequence[_Copy]) -> None:
     if not missing:
         return
     for name in os.listdir(folder):
-        if name.endswith(".tmp"):  # of a process that was killed
+        if _UNFINISHED.fullmatch(name):  # of a process that was killed
             os.unlink(os.path.join(folder, name))
     size, free = sum(copy.size for copy in missing), shutil.disk_usage(folder).free
     if size + _SPARE > free:

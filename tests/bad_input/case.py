@@ -16,6 +16,7 @@ from dfdc_ray.corpus.index import build_index
 from dfdc_ray.errors import StorageError, UserError
 from dfdc_ray.faces.detect import Detector, load_detector
 from dfdc_ray.faces.weights import stage_weights
+from dfdc_ray.preprocess import publish
 from dfdc_ray.preprocess import receipts as rc
 from dfdc_ray.preprocess.plan import Video, units
 from dfdc_ray.preprocess.settings import Settings, settings_of
@@ -111,13 +112,13 @@ def run(case: Case, folder: Path) -> Outcome:
         case.between(corpus)
         process = _worker(settings, case.limits).process if case.limits else _in_process(settings)
         output = rc.open_output(out, settings)
-        planned = units(rc.remember(out, index))
+        planned = units(publish.remember(out, index))
         for unit, generation in rc.todo(planned, output.read(), ()):
             try:
                 output.commit(process_unit(unit, process), generation=generation)
             except StorageError as error:
                 refusal = str(error)
-        ledger = rc.publish(output, planned, settings, versions={})
+        ledger = publish.publish(output, planned, settings, versions={})
     rows: dict[str, list[dict[str, Any]]] = {}
     for file in json.loads((folder / "out" / "manifest.json").read_bytes())["files"]:
         for row in pq.read_table(folder / "out" / file["path"]).to_pylist():

@@ -209,6 +209,21 @@ def test_duplicates_are_left_out_and_listed(tmp_path: Path) -> None:
     assert (counts.videos, counts.real, counts.fake) == (3, 1, 2)
 
 
+def test_two_videos_of_one_name_are_refused(tmp_path: Path) -> None:
+    folder(tmp_path / "one" / "clips", None, files=["x.mp4"])
+    other = folder(tmp_path / "two" / "clips", None, files=["x.mp4"])
+    (other / "x.mp4").write_bytes(b"another video, longer than the first")
+    with pytest.raises(UserError, match=r"two videos of one name, 'x\.mp4'.*NAME=URI"):
+        build_index([str(tmp_path / "one" / "clips"), str(other)])
+    assert build_index([str(tmp_path / "one" / "clips"), f"more={other}"])[0].num_rows == 2
+
+
+def test_a_file_in_two_corpora_is_refused(tmp_path: Path) -> None:
+    clips = folder(tmp_path / "clips", None, files=["x.mp4"])
+    with pytest.raises(UserError, match=r"x\.mp4 is in the corpora 'a' and 'b'"):
+        build_index([f"a={clips}", f"b={clips}"])
+
+
 def test_metadata_that_contradicts_itself_is_refused(tmp_path: Path) -> None:
     folder(tmp_path / "a" / "dfdc" / "dfdc_train_part_0", {"x.mp4": None})
     folder(tmp_path / "b" / "dfdc" / "dfdc_train_part_0", {"x.mp4": "y.mp4"})

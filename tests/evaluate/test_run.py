@@ -24,7 +24,7 @@ from dfdc_ray.evaluate.run import evaluate
 from dfdc_ray.evaluate.scorer import load_scorer
 from dfdc_ray.faces.crop import encode
 from dfdc_ray.models import create_model
-from dfdc_ray.preprocess import receipts
+from dfdc_ray.preprocess import publish, receipts
 from dfdc_ray.preprocess.plan import Video, units
 from dfdc_ray.preprocess.settings import settings_of
 from dfdc_ray.preprocess.unit import UnitResult, VideoResult, ledger_row
@@ -74,7 +74,7 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("evaluate") / "faces"
     trouble = {"c/f90.mp4": "no_face", "c/f91.mp4": "error", "c/r9.mp4": "extra_only"}
     output = receipts.open_output(str(out), SETTINGS)
-    receipts.remember(str(out), index)
+    publish.remember(str(out), index)
     rng = np.random.default_rng(0)
     for unit in units(index):
         results = []
@@ -85,7 +85,7 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
             error = {"stage": "decode", "error": "broken"} if kind == "error" else {}
             results.append(VideoResult(ledger_row(video, status=status, core_decoded=FRAMES, **error), found))
         output.commit(UnitResult(unit, results), generation=0)
-    receipts.publish(output, units(index), SETTINGS, versions={})
+    publish.publish(output, units(index), SETTINGS, versions={})
     return out
 
 

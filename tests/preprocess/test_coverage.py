@@ -20,7 +20,7 @@ from dfdc_ray.config import CoverageConfig
 from dfdc_ray.corpus.index import INDEX
 from dfdc_ray.errors import UserError
 from dfdc_ray.preprocess import coverage as cov
-from dfdc_ray.preprocess import page
+from dfdc_ray.preprocess import page, publish
 from dfdc_ray.preprocess import receipts as rc
 from dfdc_ray.preprocess.plan import Video, units
 from dfdc_ray.preprocess.settings import Settings
@@ -85,11 +85,11 @@ def output(folder: Path, results: list[tuple[Video, VideoResult]], settings: Set
     out = str(folder)
     receipts = rc.open_output(out, settings)
     rows = [{name: getattr(v, name, None) for name in INDEX.names} | {"size_bytes": 1} for v, _ in results]
-    known = units(rc.remember(out, pa.Table.from_pylist(rows, schema=INDEX)))
+    known = units(publish.remember(out, pa.Table.from_pylist(rows, schema=INDEX)))
     by_id = {v.video_id: r for v, r in results}
     for unit in known:
         receipts.commit(UnitResult(unit, [by_id[v.video_id] for v in unit.videos]), generation=0)
-    rc.publish(receipts, known, settings, versions={})
+    publish.publish(receipts, known, settings, versions={})
     return out
 
 

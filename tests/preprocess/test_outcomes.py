@@ -90,6 +90,26 @@ def test_retry_does_only_what_it_names(config, a_video, capsys):
     assert ledger(config) == {"a.mp4": ("ok", 0), "b.mp4": ("ok", 0), "c.mp4": ("ok", 0), "bad.mp4": ("ok", 1)}
 
 
+def test_a_retry_never_loses_what_is_there(a_video, tmp_path):
+    corpus = tmp_path / "family"
+    corpus.mkdir()
+    (corpus / "metadata.json").write_text(json.dumps({"a.mp4": {"label": "REAL"}, "f.mp4": {"label": "FAKE", "original": "a.mp4"}}))
+    (corpus / "a.mp4").write_bytes(a_video)
+    (corpus / "f.mp4").write_bytes(bytes(len(a_video)))
+    config = PreprocessConfig(corpus=(str(corpus),), out=str(tmp_path / "out"), crop="frame", frames=1, max_error_share=1)
+    preprocess(config)
+    before = (tmp_path / "out" / "manifest.json").read_bytes()
+    (corpus / "f.mp4").write_bytes(a_video)
+    (corpus / "a.mp4").unlink()
+    with pytest.raises(UserError, match=r"family/a\.mp4 was read before and now ends as missing"):
+        preprocess(replace(config, retry=("error",)))
+    assert ledger(config) == {"a.mp4": ("ok", 0), "f.mp4": ("error", 0)}
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == before
+    (corpus / "a.mp4").write_bytes(a_video)
+    preprocess(replace(config, retry=("error",)))
+    assert ledger(config) == {"a.mp4": ("ok", 1), "f.mp4": ("ok", 1)}
+
+
 def test_parts_that_arrive_later_are_added(small_corpus, tmp_path, capsys):
     corpus = tmp_path / "drawn"
     corpus.mkdir()

@@ -17,8 +17,9 @@ from dfdc_ray import storage
 from dfdc_ray.corpus.index import INDEX
 from dfdc_ray.errors import UserError
 from dfdc_ray.preprocess import receipts
-from dfdc_ray.preprocess.plan import Unit, Video
-from dfdc_ray.preprocess.receipts import Receipt, Receipts, open_output, publish, remember, todo
+from dfdc_ray.preprocess.plan import Unit, Video, units
+from dfdc_ray.preprocess.publish import publish, remember
+from dfdc_ray.preprocess.receipts import Receipt, Receipts, lost, open_output, todo
 from dfdc_ray.preprocess.settings import Settings
 from dfdc_ray.preprocess.unit import UnitResult, VideoResult, ledger_row
 
@@ -146,9 +147,43 @@ def test_a_label_or_group_that_changes_later_is_work_to_do(output):
 def test_a_unit_whose_videos_went_to_another_family_no_longer_counts(output):
     alone = result(video("b", label="FAKE"))
     output.commit(alone, generation=0)
-    family = UnitResult(Unit("z-2", "c/z", (video("b", label="FAKE", family="z"),)), alone.videos)
+    moved = result(video("b", label="FAKE", family="z"))
+    family = UnitResult(Unit("z-2", "c/z", moved.unit.videos), moved.videos)
     output.commit(family, generation=0)
     assert publish(output, [family.unit], SETTINGS, versions={})["video_id"].to_pylist() == ["c/b"]
+
+
+def test_a_receipt_that_the_index_has_overtaken_no_longer_counts(output, tmp_path):
+    """Killed half-way after b went from a's family to z's: b is in z's receipt already, and still in a's."""
+    output.commit(result(video("a"), video("b", label="FAKE")), generation=0)
+    family = result(video("z", family="z"), video("b", label="FAKE", family="z"))
+    family = UnitResult(Unit("z-2", "c/z", family.unit.videos), family.videos)
+    output.commit(family, generation=0)
+    ledger = publish(output, [Unit("a-1", "c/a", (video("a"),)), family.unit], SETTINGS, versions={})
+    assert ledger["video_id"].to_pylist() == ["c/b", "c/z"]
+    assert len(json.loads((tmp_path / "out" / "manifest.json").read_text())["files"]) == 1
+
+
+def test_two_runs_on_one_output_publish_for_both(output, index_row, tmp_path):
+    """Both plan before either has published; each adds its own part."""
+    parts = [pa.Table.from_pylist([index_row(name)], schema=INDEX) for name in ("a.mp4", "b.mp4")]
+    for part in parts:
+        remember(output.out, part)
+    pq.write_table(parts[1], tmp_path / "out" / "index.parquet")  # the second one had not yet seen the first one's
+    for part in parts:
+        for unit in units(part):
+            output.commit(UnitResult(unit, result(*unit.videos).videos), generation=0)
+    for part in reversed(parts):
+        ledger = publish(output, units(remember(output.out, part)), SETTINGS, versions={})
+    assert ledger["video_id"].to_pylist() == ["c/a.mp4", "c/b.mp4"]
+
+
+def test_what_a_retry_would_lose(output):
+    read = [*result(video("a")).videos, *result(video("b"), status="error").videos]
+    earlier = output.commit(UnitResult(Unit("a-1", "c/a", ()), read), generation=0)
+    now = [*result(video("a"), status="missing").videos, *result(video("b"), status="poison").videos]
+    assert [row["video_id"] for row in lost(earlier, [v.ledger for v in now])] == ["c/a"]
+    assert lost(earlier, [v.ledger for v in result(video("a"), status="no_face").videos]) == []
 
 
 def test_a_stray_file_among_the_receipts_is_left_alone(output, tmp_path):
