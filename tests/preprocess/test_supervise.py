@@ -13,6 +13,7 @@ import av
 import numpy as np
 import pytest
 
+from dfdc_ray.bench.meter import peak_kb
 from dfdc_ray.config import PreprocessConfig
 from dfdc_ray.corpus.index import build_index
 from dfdc_ray.preprocess import supervise
@@ -54,6 +55,17 @@ def test_one_child_does_many_videos(settings, video):
     assert first.faces == second.faces
     assert pid is not None
     assert not alive(pid)
+
+
+def test_memory_of_1080p(shared):
+    """A landscape and a portrait clip, at the defaults. The actor beside it takes some 150 MB more; 700 MB is the limit of both."""
+    config = PreprocessConfig(corpus=(str(shared / "data" / "dfdc_clips"),), out="y", real_multiplier=1)
+    clips = [video for unit in units(build_index(config.corpus)[0]) for video in unit.videos]
+    with Worker(settings_of(config), timeout_s=120, memory_bytes=4 * GIB) as worker:
+        sizes = {worker.process(clip, None).faces[0]["frame_width"] for clip in clips[:3]}
+        assert worker.pid is not None
+        assert peak_kb(worker.pid) < 500 * 1024
+    assert sizes == {1080, 1920}
 
 
 def send_to_children(worker: Worker, what: signal.Signals, *, times: int) -> threading.Thread:
