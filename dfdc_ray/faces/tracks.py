@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from dfdc_ray.faces.detect import Box, Face
 
@@ -26,6 +25,8 @@ def link(frames: Sequence[tuple[int, Sequence[Face]]]) -> list[list[int]]:
     linked = []
     for _, faces in frames:
         affinity = np.array([[_affinity(track[-1], face.box) for track in tracks] for face in faces]).reshape(len(faces), len(tracks))
+        from scipy.optimize import linear_sum_assignment  # a second of CPU time and 40 MB, which only the decoding process needs
+
         rows, columns = linear_sum_assignment(affinity, maximize=True)
         known = {int(i): int(j) for i, j in zip(rows, columns, strict=True) if affinity[i, j] > 0}
         ids = []
