@@ -221,10 +221,10 @@ def overtaken(receipt: Receipt, unit: Unit) -> bool:
     return known != {tuple(getattr(video, name) for name in _FACTS) for video in unit.videos}
 
 
-def lost(earlier: Receipt, receipt_rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+def lost(earlier: Receipt, rows: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Ledger rows of videos that the earlier receipt read to the end and these rows did not."""
     read = {row["video_id"] for row in earlier.videos if row["status"] in READ}
-    return [row for row in receipt_rows if row["video_id"] in read and row["status"] not in READ]
+    return [row for row in rows if row["video_id"] in read and row["status"] not in READ]
 
 
 @functools.cache  # reading the metadata of packages takes longer than writing a receipt
