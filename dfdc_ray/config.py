@@ -56,7 +56,7 @@ class PreprocessConfig:
     resource: str | None = None
     """Custom Ray resource of which each actor asks for one (`preprocess` with cluster.yaml, so that GPU nodes stay free)."""
     video_timeout_s: float = 300.0
-    """A video that takes longer is stopped, tried once more, then recorded as poison; if it cannot even be read, as not done."""
+    """A video that takes longer is stopped, tried once more, then recorded as poison; if reading it takes longer, it is not done."""
     video_memory_mb: int = 4096
     """Memory that the process decoding a video may allocate, in MiB."""
 

@@ -4,6 +4,7 @@ import errno
 import io
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,16 @@ class Input(io.BufferedReader):
         """A part of it as a file of its own, which takes it over."""
         read_at = self.read_at
         return Input(lambda n, position: read_at(n, start + position), Version(size, self.version.tag), self.close, buffer=self.buffer)
+
+    def watched(self, around: Callable[[], AbstractContextManager[None]]) -> "Input":
+        """The same as a file of its own, which takes it over; each reading from the storage happens within `around()`."""
+        read_at = self.read_at
+
+        def read(size: int, position: int) -> bytes:
+            with around():
+                return read_at(size, position)
+
+        return Input(read, self.version, self.close, buffer=self.buffer)
 
 
 class _Ranged(io.RawIOBase):

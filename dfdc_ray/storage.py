@@ -82,7 +82,7 @@ def stat(uri: str) -> Entry:
     name = os.path.basename(absolute(uri))
     if is_s3(uri):
         size = s3.size_of(uri) if s3.split(uri)[1] else None
-        if size is None and next(s3.list_keys(uri, recursive=True, most=1), None) is None and s3.split(uri)[1]:
+        if size is None and next(s3.list_keys(uri, recursive=True, most=2), None) is None and s3.split(uri)[1]:
             raise FileNotFoundError(f"{uri}: not found")
         return Entry(uri, name, size is None, size)
     with _translated(uri):
@@ -131,14 +131,14 @@ def open_whole(uri: str, most: int) -> Input | io.BytesIO:
     return io.BytesIO(head if len(head) == version.size else head + s3.get(uri, len(head), version=version)[0])
 
 
-def list_dir(uri: str, *, recursive: bool = False) -> list[Entry]:
-    """What is in a folder, sorted by name. On S3, where a folder is only a prefix, one that is absent is empty.
+def list_dir(uri: str, *, recursive: bool = False, most: int | None = None) -> list[Entry]:
+    """What is in a folder, sorted by name; the first `most`. On S3, where a folder is only a prefix, one that is absent is empty.
 
     Left out: unfinished temporary files of this module, devices and pipes, and symbolic links that lead nowhere. A recursive listing of a
     local folder lists symbolic links to folders, but does not descend into them (they may form a loop).
     """
     if is_s3(uri):
-        return _list_s3(uri, recursive)
+        return _list_s3(uri, recursive, most)
     found: list[Entry] = []
     with _translated(uri):
         top = _local_path(uri)
@@ -156,7 +156,7 @@ def list_dir(uri: str, *, recursive: bool = False) -> list[Entry]:
                     found.append(Entry(join(uri, name), name, is_dir, version.size if version else None, version))
                     if recursive and is_dir and not entry.is_symlink():
                         folders.append(name)
-    return sorted(found, key=lambda entry: entry.name)
+    return sorted(found, key=lambda entry: entry.name)[:most]
 
 
 def write_bytes(uri: str, data: bytes) -> None:
@@ -231,9 +231,9 @@ def _open_s3(uri: str, version: Version, part: bytes, part_start: int) -> Input:
     return Input(read_at, version, lambda: None, buffer=S3_BUFFER)
 
 
-def _list_s3(uri: str, recursive: bool) -> list[Entry]:
+def _list_s3(uri: str, recursive: bool, most: int | None) -> list[Entry]:
     found: dict[str, Version | None] = {}
-    for name, version in s3.list_keys(uri, recursive=recursive):
+    for name, version in s3.list_keys(uri, recursive=recursive, most=most):
         if recursive:  # the folders above it, which are only prefixes
             found.update((name[:i], None) for i, letter in enumerate(name) if letter == "/")
         if not name.endswith("/"):  # a folder's mark, as some tools leave

@@ -19,24 +19,33 @@ from typing import BinaryIO
 from urllib.parse import urlsplit
 
 # 500 and 503: answered here. late: no answer before the client has lost patience. refused: reset at once.
-# lost: the server did what was asked, the answer is reset. cut: reset half-way through the answer's body.
-FAULTS = ("500", "503", "late", "refused", "lost", "cut")
+# lost: the server did what was asked, the answer is reset. cut: reset half-way through the answer's body. slow: the body drips.
+FAULTS = ("500", "503", "late", "refused", "lost", "cut", "slow")
 _ERRORS = {"500": ("500 Internal Server Error", "InternalError"), "503": ("503 Slow Down", "SlowDown")}
 _BLOCK = 64 << 10
+_DRIPS = 20
 
 
 class FaultProxy:
     """Listens on `host`. `rate` of the requests meet with one of `faults`, drawn anew for each; both may be changed while it runs."""
 
     def __init__(
-        self, target: str, *, rate: float, seed: int, faults: tuple[str, ...] = FAULTS, late_s: float = 30.0, host: str = "127.0.0.1"
+        self,
+        target: str,
+        *,
+        rate: float,
+        seed: int,
+        faults: tuple[str, ...] = FAULTS,
+        late_s: float = 30.0,
+        slow_s: float = 3.0,
+        host: str = "127.0.0.1",
     ) -> None:
-        """target: http://host:port of the server. late_s: how long an answer that is late lets the client wait."""
+        """target: http://host:port of the server. late_s: how long an answer that is late waits. slow_s: a slow body takes."""
         parts = urlsplit(target)
         assert parts.hostname
         assert parts.port
         self.target = (parts.hostname, parts.port)
-        self.rate, self.faults, self.late_s = rate, faults, late_s
+        self.rate, self.faults, self.late_s, self.slow_s = rate, faults, late_s, slow_s
         self.requests: Counter[str] = Counter()  # by method
         self.faulted: Counter[str] = Counter()  # by fault
         self.received = self.sent = 0  # bytes of requests and of answers, as clients see them
@@ -130,7 +139,12 @@ class _Connection(socketserver.StreamRequestHandler):
             self.wfile.write(answer + whole[: len(whole) // 2])
             self.wfile.flush()
             return self._reset()
-        self.wfile.write(answer + whole)
+        self.wfile.write(answer)
+        step = -(-len(whole) // _DRIPS) if fault == "slow" else len(whole)
+        for i in range(0, len(whole), step or 1):
+            if fault == "slow":
+                time.sleep(proxy.slow_s / _DRIPS)
+            self.wfile.write(whole[i : i + step])
         proxy.count(sent=len(answer) + len(whole))
         return b"connection: close" not in (head + answer).lower()
 

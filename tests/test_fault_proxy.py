@@ -2,6 +2,7 @@
 
 import http.client
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
@@ -95,6 +96,17 @@ def test_a_connection_that_breaks(server, fault, reaches_the_server):
             client.getresponse().read()
         client.close()
     assert Server.seen == (["/plain"] if reaches_the_server else [])
+
+
+def test_a_body_that_drips(server):
+    with FaultProxy(server, rate=1, seed=0, faults=("slow",), slow_s=0.4) as proxy:
+        client = connect(proxy)
+        client.request("GET", "/plain")
+        answer = client.getresponse()
+        start = time.monotonic()
+        assert answer.read() == BODY
+        assert time.monotonic() - start > 0.2
+        client.close()
 
 
 def test_the_rate_is_kept_and_the_seed_repeats_it(server):

@@ -154,12 +154,12 @@ def test_no_work_on_the_head_and_workers_from_none(job: dict[str, Any]) -> None:
 
 
 def test_preprocessing_finds_its_resource_cpus_and_memory_on_spot_nodes(jobs: dict[str, dict[str, Any]]) -> None:
-    from dfdc_ray.preprocess.run import _MEMORY_PER_ACTOR
+    from dfdc_ray.preprocess.run import MEMORY_PER_ACTOR
 
     job = jobs["preprocess"]
     worker = node_types(job)["cpu-spot"]
     assert worker["resources"]["preprocess"] == worker["resources"]["CPU"] == 15
-    assert worker["resources"]["memory"] >= 15 * _MEMORY_PER_ACTOR
+    assert worker["resources"]["memory"] >= 15 * MEMORY_PER_ACTOR
     options = job["spec"]["entrypoint"]
     assert f"--workers {15 * worker['max_workers'] - 1} " in options + " "  # one CPU is left for Ray's own tasks
     assert "--resource preprocess" in options

@@ -459,3 +459,18 @@ def test_an_expired_session_is_one_clear_line(s3: S3, monkeypatch: pytest.Monkey
         with pytest.raises(UserError, match=r"denies access.*has expired") as caught:
             act(uri)
         assert not any(value in str(caught.value) for value in expired.values())
+
+
+def test_a_folder_with_the_mark_that_the_console_leaves_is_one(s3: S3) -> None:
+    bucket, _, prefix = s3.uri.removeprefix("s3://").partition("/")
+    s3.server.client().put_object(Bucket=bucket, Key=f"{prefix}/dfdc/", Body=b"")
+    storage.write_bytes(storage.join(s3.uri, "dfdc/a.mp4"), b"x")
+    folder = storage.join(s3.uri, "dfdc")
+    assert storage.stat(folder).is_dir
+    assert [entry.name for entry in storage.list_dir(folder)] == ["a.mp4"]
+
+
+def test_a_few_of_many(s3: S3) -> None:
+    for i in range(5):
+        storage.write_bytes(storage.join(s3.uri, f"{i}.mp4"), b"x")
+    assert [entry.name for entry in storage.list_dir(s3.uri, most=2)] == ["0.mp4", "1.mp4"]

@@ -87,6 +87,13 @@ def require(*, cpus: float, gpus: float = 0, custom: Mapping[str, float] | None 
     console.print(f"[yellow]{message}. It waits until the cluster has grown; without autoscaling it waits for ever.[/]")
 
 
+def start_actors_together(seconds: int) -> None:
+    """Have Ray Data give out work only when all actors of a pool have started, for which they get so long."""
+    from ray.data import DataContext
+
+    DataContext.get_current().wait_for_min_actors_s = seconds
+
+
 def status() -> RayStatus:
     """Look for the cluster that RAY_ADDRESS names, without starting anything."""
     address = os.environ.get("RAY_ADDRESS")

@@ -70,9 +70,14 @@ def open_video(uri: str) -> BinaryIO:
 
 def _refuse_lost_folder(uri: str) -> None:
     """A disk that is not mounted leaves an empty folder or none, and condemns no video. (An S3 bucket that is gone is a UserError.)"""
-    folder = os.path.dirname(_SEPARATOR.split(uri)[0])
+    folder = os.path.dirname(outermost(uri))
     if not storage.is_s3(uri) and not (storage.exists(folder) and storage.list_dir(folder)):
         raise StorageError(f"{folder} is absent or empty: is its disk mounted on this machine?")
+
+
+def outermost(uri: str) -> str:
+    """The uri of what lies in storage: the file itself, or the zip around it (and around that)."""
+    return _SEPARATOR.split(uri)[0]
 
 
 def is_zip(name: str) -> bool:

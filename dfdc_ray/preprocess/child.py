@@ -26,7 +26,8 @@ def main() -> None:
     """Answer requests until the supervisor closes the connection.
 
     In: first (settings, memory limit in bytes), then (video, guide) for each video.
-    Out: ("ready",), then for each video any number of ("stage", name) and one of ("result", VideoResult), ("storage", message).
+    Out: ("ready",), then for each video any number of ("stage", name), one ("traffic", Traffic), and one of ("result", VideoResult),
+    ("storage", message).
     """
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # do not outlive a killed supervisor
     connection = Connection(int(sys.argv[1]))
@@ -55,12 +56,12 @@ def _answer(connection: Connection, video: Video, guide: Guide | None, settings:
     before = storage.traffic()
     try:
         result = process_video(video, settings, detector, guide, on_stage=on_stage)
-    except StorageError as error:
-        return "storage", str(error)
-    except UserError as error:  # access that is denied in mid-video, as when a token expires
+    except (StorageError, UserError) as error:  # UserError: access that is denied in mid-video, as when a token expires
         return "storage", str(error)
     except Exception as error:  # a library's own trouble with one video: it is charged, with its name
         result = VideoResult(ledger_row(video, status="error", stage=stage, error=f"{type(error).__name__}: {error}"))
+    finally:
+        connection.send(("traffic", storage.traffic() - before))
     result.traffic = storage.traffic() - before
     return "result", result
 

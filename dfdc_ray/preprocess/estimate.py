@@ -21,7 +21,7 @@ from dfdc_ray import storage
 from dfdc_ray.config import PlanConfig
 from dfdc_ray.console import console, duration
 from dfdc_ray.corpus.index import INDEX, build_index, print_counts
-from dfdc_ray.corpus.zips import MAX_WHOLE
+from dfdc_ray.corpus.zips import MAX_WHOLE, outermost
 from dfdc_ray.errors import UserError
 
 _UNLIKE = 2.0  # a ratio of bytes per video above which a measurement is called unlike the corpus
@@ -42,7 +42,8 @@ class Workload:
     missing: int  # no file
     video_bytes: int
     largest_unit: tuple[int, int, int]  # real, reused, alone videos of the unit with the most videos
-    gets: int  # requests to read the videos, if they are on S3
+    gets: int  # requests to read the videos, if they are on S3, besides the directories of
+    zips: int
 
     @property
     def videos(self) -> int:
@@ -127,6 +128,7 @@ def workloads(index: pa.Table) -> list[Workload]:
 def _workload(corpus: str, families: Iterable[list[dict[str, Any]]]) -> Workload:
     units = missing = video_bytes = gets = 0
     total, largest = (0, 0, 0), (0, 0, 0)
+    zips: set[str] = set()
     for rows in families:
         there = [row for row in rows if row["uri"] is not None]
         guided = any(row["video_id"] == row["family_id"] and row["label"] != "FAKE" for row in there)
@@ -137,14 +139,16 @@ def _workload(corpus: str, families: Iterable[list[dict[str, Any]]]) -> Workload
         largest = max(largest, unit, key=sum)
         units, missing = units + 1, missing + len(rows) - len(there)
         video_bytes += sum(row["size_bytes"] or 0 for row in there)
-        # The directory of a zip has to be read anew for most units: they come in the order of their names, from all zips.
-        gets += sum(_gets(row["uri"], row["size_bytes"] or 0) for row in there) + 2 * any("!/" in row["uri"] for row in there)
-    return Workload(corpus, units, *total, missing, video_bytes, largest, gets)
+        gets += sum(_gets(row["uri"], row["size_bytes"] or 0) for row in there)
+        zips |= {outermost(row["uri"]) for row in there if outermost(row["uri"]) != row["uri"]}
+    return Workload(corpus, units, *total, missing, video_bytes, largest, gets, len(zips))
 
 
 def _gets(uri: str, size: int) -> int:
-    """Requests to read a video: one for all of it, and one for each zip around its zip; a large one is read twice, in pieces."""
-    once = max(1, uri.count("!/"))
+    """Requests to read a video: one for a member of a zip, and one more for each zip around that; two for a plain file of more than
+    S3_HEAD bytes; a large video is read twice, in pieces.
+    """
+    once = uri.count("!/") or (1 if size <= storage.S3_HEAD else 2)
     return once if size <= MAX_WHOLE else once + 2 * math.ceil(size / storage.S3_BUFFER)
 
 
@@ -265,7 +269,7 @@ def _print_estimate(config: PlanConfig, pairs: list[tuple[Workload, Measured]], 
     _say(f"Together: {vcpu_hours:,.2f} vCPU hours, so about {duration(took)} on {config.vcpus} vCPUs; {_size(sum(stored))} of crops.")
     if config.price is not None:
         _say(f"Cost: {vcpu_hours * config.price:,.2f} USD ({vcpu_hours:,.2f} vCPU hours at {config.price:g} USD).")
-    _say(_requests([w for w, _ in pairs]))
+    _say(_requests([w for w, _ in pairs], config.vcpus))
     machine = f"{bench.get('machine', {}).get('cpu', 'unknown')}, {bench.get('date', 'no date')}"
     _say("Assumed:")
     _say(f"- a vCPU is as fast as a core of the machine of the measurement ({machine}) with nothing else on it;")
@@ -290,14 +294,15 @@ def _print_estimate(config: PlanConfig, pairs: list[tuple[Workload, Measured]], 
         _say("The cost is that of the vCPUs alone: neither storage, requests, traffic, the head nor idle nodes.")
 
 
-def _requests(work: list[Workload]) -> str:
+def _requests(work: list[Workload], vcpus: int) -> str:
     """What S3 would be asked for, if videos and output were there."""
     units, videos = sum(w.units for w in work), sum(w.videos + w.missing for w in work)
-    gets = sum(w.gets for w in work) + 3 * units
+    directories = sum(2 * min(w.units, w.zips * vcpus) for w in work)  # units come zip by zip, and each worker has its share of each
+    gets = sum(w.gets for w in work) + directories + units
     lists = math.ceil(videos / _PAGE) + 3 * math.ceil(units / _PAGE)
     return (
-        f"Requests, where all is on S3 and none fails: {gets:,} GET (videos, and 3 for each receipt), {4 * units:,} PUT (4 a unit), "
-        f"{lists:,} LIST."
+        f"Requests, where all is on S3 and none fails: {gets:,} GET (videos, each zip's directory 2 for each worker, 1 for each receipt), "
+        f"{4 * units:,} PUT (4 a unit), {lists:,} LIST."
     )
 
 

@@ -8,38 +8,36 @@ and is done by the next run. A receipt is the only thing that counts: not that a
 """
 
 import logging
-import re
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 from ray.experimental import internal_kv
-from rich.table import Table
 
 from dfdc_ray import storage
 from dfdc_ray.cluster import run as cluster
 from dfdc_ray.config import PreprocessConfig
-from dfdc_ray.console import Work, console, duration, printable
+from dfdc_ray.console import Work, console
 from dfdc_ray.corpus.index import build_index, print_counts
+from dfdc_ray.corpus.neighbours import folder_of
 from dfdc_ray.errors import StorageError, UserError
 from dfdc_ray.preprocess import coverage, publish
 from dfdc_ray.preprocess import receipts as rc
+from dfdc_ray.preprocess.patience import patiently, process_patiently
 from dfdc_ray.preprocess.plan import Unit, Video, units
 from dfdc_ray.preprocess.settings import Settings, settings_of
+from dfdc_ray.preprocess.summary import not_done, print_summary, too_many_errors
 from dfdc_ray.preprocess.supervise import Worker
 from dfdc_ray.preprocess.unit import Guide, VideoResult, process_unit
 from dfdc_ray.storage import Traffic
 
-T = TypeVar("T")
-_PAUSES_S = (1.0, 2.0, 4.0, 8.0)  # between tries while storage fails
 _DEATHS = 10  # of actors under one unit, before it is left to the next run
-_MEMORY_PER_ACTOR = 1.5 * 2**30  # bytes that Ray reserves: actor and child together, 1080p
+MEMORY_PER_ACTOR = 1.5 * 2**30  # bytes that Ray reserves: actor and child together, 1080p
 
 
 def preprocess(config: PreprocessConfig) -> None:
@@ -56,11 +54,14 @@ def preprocess(config: PreprocessConfig) -> None:
 def preprocess_index(config: PreprocessConfig, settings: Settings, index: pa.Table) -> None:
     """The command, from the index on."""
     out = storage.absolute(config.out)
-    output = _patiently(lambda: rc.open_output(out, settings))
+    output = patiently(lambda: rc.open_output(out, settings))
     given = set(pc.unique(index["family_id"]).to_pylist())
-    known = units(_patiently(lambda: publish.remember(out, index)))
-    planned = [unit for unit in known if unit.family_id in given]
-    work = rc.todo(planned, _patiently(output.read), config.retry)
+
+    def known() -> list[Unit]:
+        return units(patiently(lambda: publish.remember(out, index)))
+
+    planned = [unit for unit in known() if unit.family_id in given]
+    work = rc.todo(planned, patiently(output.read), config.retry)
     videos = sum(len(unit.videos) for unit in planned)
     left = sum(len(unit.videos) for unit, _ in work)
     console.print(f"Plan: {len(planned)} units, {videos} videos; {videos - left} done before, {left} to do. Output: {out}", highlight=False)
@@ -68,22 +69,48 @@ def preprocess_index(config: PreprocessConfig, settings: Settings, index: pa.Tab
         console.print("Nothing to do: all of it is done already.")
     start = time.monotonic()
     failures: dict[str, str] = {}
+    wanted = {unit.unit_id: generation for unit, generation in work}
     try:
-        failures = _run(config, settings, out, work, sizes=_sizes(index, work)) if work else {}
+        while work:
+            failures |= _run(config, settings, out, work, sizes=_sizes(index, work))
+            planned = [unit for unit in known() if unit.family_id in given]
+            work = _overtaken(planned, patiently(output.read), besides=failures)
+            wanted |= {unit.unit_id: generation for unit, generation in work}
     except (KeyboardInterrupt, SystemExit):  # the latter is what connect() makes of SIGTERM
         console.print("Stopped. Publishing what is done; run the same command again to go on.")
         raise
     finally:  # what is done can be used, however this run ends
-        ledger = _patiently(lambda: publish.publish(output, units(publish.remember(out, index)), settings, versions=rc.versions()))
-    _summary(ledger, seconds=time.monotonic() - start)
+        everything = known()
+        ledger = patiently(lambda: publish.publish(output, everything, settings, versions=rc.versions()))
+    print_summary(ledger, seconds=time.monotonic() - start)
     coverage.write(out)
-    done = _patiently(output.read) if work else {}
-    undone = {unit.unit_id for unit, generation in work if unit.unit_id not in done or done[unit.unit_id].generation < generation}
-    unseen = "its worker wrote no receipt that is seen here: --out must be on storage that all nodes share"
-    wrong = [_not_done({unit_id: failures.get(unit_id, unseen) for unit_id in sorted(undone)})] if undone else []
-    wrong += _too_many_errors(ledger, {video.video_id for unit in planned for video in unit.videos}, config.max_error_share)
+    planned = [unit for unit in everything if unit.family_id in given]
+    undone = _undone(planned, patiently(output.read), wanted, failures)
+    wrong = [not_done(undone)] if undone else []
+    wrong += too_many_errors(ledger, {video.video_id for unit in planned for video in unit.videos}, config.max_error_share)
     if wrong:
         raise UserError("\n".join(wrong))
+
+
+def _overtaken(planned: list[Unit], done: dict[str, rc.Receipt], *, besides: dict[str, str]) -> list[tuple[Unit, int]]:
+    """What has to be done again, since another run on this output brought more videos of the same families while this one was at work."""
+    again = rc.todo([u for u in planned if u.unit_id in done and rc.overtaken(done[u.unit_id], u) and u.unit_id not in besides], done, ())
+    if again:
+        console.print(f"Another run has changed {len(again)} of these families meanwhile: they are done again.", highlight=False)
+    return again
+
+
+def _undone(planned: list[Unit], done: dict[str, rc.Receipt], wanted: dict[str, int], failures: dict[str, str]) -> dict[str, str]:
+    """By unit_id, why a unit has no receipt that counts."""
+    unseen = "its worker wrote no receipt that is seen here: --out must be on storage that all nodes share"
+    undone: dict[str, str] = {}
+    for unit in planned:
+        receipt = done.get(unit.unit_id)
+        if receipt is None or receipt.generation < wanted.get(unit.unit_id, 0):
+            undone[unit.unit_id] = failures.get(unit.unit_id, unseen)
+        elif rc.overtaken(receipt, unit):
+            undone[unit.unit_id] = failures.get(unit.unit_id, "another run on this output has just changed its family")
+    return undone
 
 
 def _check_limits(config: PreprocessConfig) -> None:
@@ -101,32 +128,43 @@ def _run(config: PreprocessConfig, settings: Settings, out: str, work: list[tupl
     """Do the units; return the reason by unit_id for those that storage or the machine kept from being done. `sizes`: bytes by unit_id."""
     cluster.connect()
     actors = _actors(config, len(work))
-    total = sum(len(unit.videos) for unit, _ in work)
     failures: dict[str, str] = {}
-    open_units = {unit.unit_id for unit, _ in work}
-    faces = bad = in_a_row = 0
-    limit = max(8, 2 * actors)
+    open_units = {unit.unit_id: _folders(unit) for unit, _ in work}
+    faces = bad = 0
+    in_a_row: list[str] = []  # places that failed, without a unit done between
     traffic, videos_read, bytes_of_videos = Traffic(), 0, 0
     worker = Worker(settings, timeout_s=config.video_timeout_s, memory_bytes=config.video_memory_mb * 2**20)
-    with Work("preprocess", total=total, unit="videos") as progress:
+    hopeless = False
+    with Work("preprocess", total=sum(len(unit.videos) for unit, _ in work), unit="videos") as progress:
         for row in stream(config, settings, out, work, worker=worker, actors=actors):
             faces, bad = faces + row["faces"], bad + row["bad"]
-            open_units.discard(row["unit_id"])
-            in_a_row = in_a_row + 1 if row["failure"] else 0
+            open_units.pop(row["unit_id"], None)
             if row["failure"]:
                 failures[row["unit_id"]] = row["failure"]
+                in_a_row += [row["place"]] if row["place"] else []
+            else:
+                in_a_row = []
             progress.advance(row["videos"], detail=f"{faces} faces, {bad} videos without, {len(failures)} units not done")
             if row["requests"]:
                 traffic += Traffic(row["requests"], row["received"])
                 videos_read, bytes_of_videos = videos_read + row["videos"], bytes_of_videos + sizes[row["unit_id"]]
-            if in_a_row >= limit:
-                break  # a full disk or a lost bucket: each further unit would wait for nothing
+            hopeless = len(in_a_row) >= max(8, 2 * actors) and _hopeless(set(in_a_row), out, open_units.values())
+            if hopeless:
+                break
     if traffic.requests:
         read = f"{traffic.requests} requests, {traffic.bytes / 1e6:.1f} MB read for {videos_read} videos of {bytes_of_videos / 1e6:.1f} MB"
         console.print(f"S3: {read}, {traffic.requests / videos_read:.2f} requests a video", highlight=False, soft_wrap=True)
-    stopped = in_a_row >= limit
-    reason = f"left out, since {in_a_row} units in a row had failed" if stopped else "Ray gave it up: its message is above"
+    reason = f"left out, since {len(in_a_row)} units in a row had failed" if hopeless else "Ray gave it up: its message is above"
     return failures | dict.fromkeys(sorted(open_units), reason)
+
+
+def _hopeless(failing: set[str], out: str, left: Iterable[set[str]]) -> bool:
+    """Whether each further unit would wait for nothing: the output fails, or videos in more than one place, or in the only one left."""
+    return out in failing or len(failing) > 1 or all(folders <= failing for folders in left)
+
+
+def _folders(unit: Unit) -> set[str]:
+    return {folder_of(video.uri) for video in unit.videos if video.uri is not None}
 
 
 def _sizes(index: pa.Table, work: list[tuple[Unit, int]]) -> dict[str, int]:
@@ -142,7 +180,7 @@ def stream(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False  # ours counts videos, theirs blocks
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that its bars are off
-    slowest = max(len(unit.videos) for unit, _ in work) * 2 * config.video_timeout_s  # every video stalls, twice
+    slowest = max(len(unit.videos) for unit, _ in work) * 4 * config.video_timeout_s  # every video and its storage stall, twice
     context.execution_no_progress_timeout_s = int(1800 + slowest)
     context.max_errored_blocks = -1  # a unit that Ray gives up is missed below, and the others go on
     custom: dict[str, Any] = {"resources": {config.resource: 1}} if config.resource else {}
@@ -154,7 +192,7 @@ def stream(
         batch_format="numpy",
         compute=ray.data.ActorPoolStrategy(size=actors),
         num_cpus=1,
-        memory=_MEMORY_PER_ACTOR,
+        memory=MEMORY_PER_ACTOR,
         **custom,
     )
     # Not iter_rows: it keeps three threads busy, and tells Ray the statistics of all blocks every few seconds (docs/benchmarks.md).
@@ -181,41 +219,55 @@ class ProcessUnit:
     def __init__(self, *, settings: Settings, out: str, worker: Worker) -> None:
         self.output = rc.Receipts(out, settings)
         self.worker = worker
+        self._place = out  # what is read or written just now: the output, or the folder or zip of a video
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, list[Any]]:
         unit, generation = Unit.from_json(str(batch["unit"][0])), int(batch["generation"][0])
+        before, self._place = self.worker.traffic, self.output.out
+        rows: list[dict[str, Any]] = []
+        failure = place = ""
         try:
             with _counted(unit) as deaths:
                 if deaths >= _DEATHS:  # Ray itself would go on for ever
-                    return _report(unit, [], failure=f"its actor died {_DEATHS} times")
-                return self._done(unit, generation, again=deaths > 0)
+                    failure = f"its actor died {_DEATHS} times"
+                else:
+                    rows = self._done(unit, generation, again=deaths > 0)
+        except _Loss as error:
+            failure = str(error)
         except (UserError, StorageError) as error:  # such as access that is denied, or storage that kept failing
-            return _report(unit, [], failure=str(error))
+            failure, place = str(error), self._place
         except (Exception, SystemExit) as error:  # not foreseen, and no reason to lose the other units; Ray hangs on SystemExit (#62746)
-            return _report(unit, [], failure=f"{type(error).__name__}: {error}")
+            failure = f"{type(error).__name__}: {error}"
+        return _report(unit, rows, failure=failure, place=place, traffic=self.worker.traffic - before)
 
-    def _done(self, unit: Unit, generation: int, *, again: bool) -> dict[str, list[Any]]:
-        """Do and commit the unit; `again`: unless an actor that died got so far."""
-        traffic = Traffic()
-        receipt = _patiently(lambda: self.output.find(unit, generation)) if again else None
+    def _done(self, unit: Unit, generation: int, *, again: bool) -> list[dict[str, Any]]:
+        """Do and commit the unit; its ledger rows. `again`: unless an actor that died got so far."""
+        receipt = patiently(lambda: self.output.find(unit, generation)) if again else None
         if receipt is None:
             result = process_unit(unit, self._process)
-            traffic = sum((video.traffic for video in result.videos), traffic)
             self._refuse_loss(unit, generation, [video.ledger for video in result.videos])
-            receipt = _patiently(lambda: self.output.commit(result, generation=generation))
-        return _report(unit, receipt.videos, failure="", traffic=traffic)
+            receipt = patiently(lambda: self.output.commit(result, generation=generation))
+        return receipt.videos
 
     def _refuse_loss(self, unit: Unit, generation: int, rows: list[dict[str, Any]]) -> None:
-        """UserError if a video that was read before no longer was: a retry replaces the whole unit, and must not lose what is there."""
-        earlier = _patiently(lambda: self.output.find(unit, generation - 1)) if generation else None
+        """_Loss if a video that was read before no longer was: a retry replaces the whole unit, and must not lose what is there."""
+        earlier = patiently(lambda: self.output.find(unit, generation - 1)) if generation else None
         for row in rc.lost(earlier, rows) if earlier else []:
-            raise UserError(
+            raise _Loss(
                 f"{row['video_id']} was read before and now ends as {row['status']} ({row['error']}). Its family is left as it was: "
                 "bring the file back, or give another --out."
             )
 
     def _process(self, video: Video, guide: Guide | None) -> VideoResult:
-        return _patiently(lambda: self.worker.process(video, guide))
+        assert video.uri is not None
+        self._place = folder_of(video.uri)
+        result = process_patiently(self.worker, video, guide)
+        self._place = self.output.out
+        return result
+
+
+class _Loss(Exception):
+    """A retry that would lose rows."""
 
 
 @contextmanager
@@ -230,73 +282,15 @@ def _counted(unit: Unit) -> Iterator[int]:
         internal_kv._internal_kv_del(key)
 
 
-def _patiently(call: Callable[[], T]) -> T:
-    """The call's result; while storage fails, called again after pauses."""
-    for pause in _PAUSES_S:
-        try:
-            return call()
-        except StorageError:
-            time.sleep(pause)
-    return call()
-
-
-def _report(unit: Unit, rows: list[dict[str, Any]], *, failure: str, traffic: Traffic | None = None) -> dict[str, list[Any]]:
-    traffic = traffic or Traffic()
+def _report(unit: Unit, rows: list[dict[str, Any]], *, failure: str, place: str, traffic: Traffic) -> dict[str, list[Any]]:
+    """A batch of one row. failure: why it was not done. place: what kept it from that, where it was storage."""
     return {
         "unit_id": [unit.unit_id],
         "videos": [len(unit.videos)],
         "faces": [sum(row["faces"] for row in rows)],
         "bad": [sum(row["status"] != "ok" for row in rows)],
         "failure": [failure],
+        "place": [place],
         "requests": [traffic.requests],
         "received": [traffic.bytes],
     }
-
-
-def _summary(ledger: pa.Table, *, seconds: float) -> None:
-    """The whole output by outcome and label, and why videos went wrong."""
-    rows = ledger.to_pylist()
-    table = Table(title=f"Ledger: {len(rows)} videos")
-    for column in ("status", "real", "fake", "no label", "frames with a face", "faces", "boxes from original"):
-        table.add_column(column, justify="left" if column == "status" else "right")
-    for status in ("ok", "no_face", "error", "missing", "poison"):
-        some = [row for row in rows if row["status"] == status]
-        by_label = [sum(row["label"] == label for row in some) for label in ("REAL", "FAKE", None)]
-        decoded, found = sum(row["frames_decoded"] for row in some), sum(row["frames_with_face"] for row in some)
-        share = f"{found} of {decoded} ({found / decoded:.1%})" if decoded else "-"
-        reused = sum(row["box_source"] == "original" for row in some)
-        table.add_row(status, *map(str, by_label), share, str(sum(row["faces"] for row in some)), str(reused))
-    console.print(table)
-    bad = [row for row in rows if row["status"] not in ("ok", "no_face")]
-    for row in bad[:20]:
-        said = printable(f"{row['status']}: {row['video_id']}: {row['stage'] or ''} {row['error']}")
-        console.print(f"  {said}", highlight=False, markup=False, soft_wrap=True)
-    if len(bad) > 20:
-        console.print(f"  and {len(bad) - 20} more in ledger.parquet")
-    console.print(f"Took {duration(seconds)}.")
-
-
-def _not_done(failures: dict[str, str]) -> str:
-    reasons = "\n".join(f"  {unit_id}: {reason}" for unit_id, reason in list(failures.items())[:10])
-    what = f"{len(failures)} units were not done because storage or the machine failed"
-    return f"{what}:\n{reasons}\nRun the same command again: it does only these."
-
-
-def _too_many_errors(ledger: pa.Table, planned: set[str], most: float) -> list[str]:
-    """What to say if a larger share of this run's videos than `most` ended as error or poison; those that are missing are left out."""
-    rows = [row for row in ledger.to_pylist() if row["video_id"] in planned and row["status"] != "missing"]
-    bad = [row for row in rows if row["status"] in ("error", "poison")]
-    if len(bad) <= most * len(rows):
-        return []
-    causes = Counter(f"{row['status']}: {row['stage']} {_without_numbers(row['error'])}" for row in bad)
-    common = "\n".join(f"  {count} x {cause}" for cause, count in causes.most_common(5))
-    return [
-        f"{len(bad)} of {len(rows)} videos ({len(bad) / len(rows):.2%}) ended as error or poison, more than --max-error-share {most:g} "
-        f"allows. Most often:\n{common}\nThe rest is done and published; ledger.parquet names each. --retry error poison does them again; "
-        "a larger --max-error-share accepts them."
-    ]
-
-
-def _without_numbers(text: str) -> str:
-    """So that the same trouble in two videos reads the same."""
-    return re.sub(r"\d+(\.\d+)?", "#", text)

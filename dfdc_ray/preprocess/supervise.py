@@ -20,6 +20,7 @@ from dfdc_ray.errors import StorageError
 from dfdc_ray.preprocess.plan import Video
 from dfdc_ray.preprocess.settings import Settings
 from dfdc_ray.preprocess.unit import Guide, VideoResult, ledger_row
+from dfdc_ray.storage import Traffic
 
 _CHILD = [sys.executable, "-m", "dfdc_ray.preprocess.child"]
 _START_S = 120.0  # to import and load the networks, on a busy machine
@@ -27,6 +28,10 @@ _STALL_S = 60.0  # without a byte, in the midst of a message
 _FAULTS = 2  # deaths by its own doing that make a video poison
 _KILLS = 5  # and those from outside
 _FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}
+
+
+class Unreadable(StorageError):
+    """A video's file could not be read, for all that its storage was given time."""
 
 
 class _Died(Exception):
@@ -41,12 +46,16 @@ class Worker:
     """One child process, started at need and again after a death. Use as a context manager."""
 
     def __init__(self, settings: Settings, *, timeout_s: float, memory_bytes: int, pause_s: float = 1.0) -> None:
-        """timeout_s: seconds for one video. pause_s: after the first death from outside; doubled with each further one."""
+        """timeout_s: seconds for one video, and as many for reading it from the storage.
+
+        pause_s: after the first death from outside; doubled with each further one.
+        """
         self.settings, self.timeout_s, self.memory_bytes, self.pause_s = settings, timeout_s, memory_bytes, pause_s
         self._child: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._stage = "open"
         self.busy = False  # the child has a video
+        self.traffic = Traffic()  # with S3, of all tries so far that came to an end
 
     def __enter__(self) -> "Worker":
         return self
@@ -90,21 +99,26 @@ class Worker:
             self.stop()
         connection = self._started()
         self._stage = "open"
-        deadline = time.monotonic() + self.timeout_s
+        left = {"storage": self.timeout_s, "video": self.timeout_s}  # seconds: a slow storage is not the video's fault
         try:
             connection.send((video, guide))
             self.busy = True
             while True:
-                if not connection.poll(max(0.0, deadline - time.monotonic())):
-                    if self._stage == "open":
+                whose, start = "storage" if self._stage == "open" else "video", time.monotonic()
+                answered = connection.poll(max(0.0, left[whose]))
+                left[whose] -= time.monotonic() - start
+                if not answered:
+                    if whose == "storage":
                         self.stop()
-                        raise StorageError(f"{video.uri}: could not be read within {self.timeout_s:g} s (--video-timeout-s)")
+                        raise Unreadable(f"{video.uri}: could not be read within {self.timeout_s:g} s (--video-timeout-s)")
                     raise _Died(f"took longer than {self.timeout_s:g} s, in stage {self._stage}")
                 kind, value = connection.recv()
                 if kind == "stage":
                     self._stage = value
+                elif kind == "traffic":
+                    self.traffic += value
                 elif kind == "storage":
-                    raise StorageError(value)
+                    raise Unreadable(value)
                 else:
                     return value
         except BlockingIOError as error:  # _STALL_S are over

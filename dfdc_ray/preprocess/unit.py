@@ -19,7 +19,7 @@ from dfdc_ray.preprocess import align
 from dfdc_ray.preprocess.plan import Unit, Video
 from dfdc_ray.preprocess.settings import Settings
 from dfdc_ray.shards.schema import BOXES
-from dfdc_ray.storage import Traffic
+from dfdc_ray.storage import Input, Traffic
 from dfdc_ray.video.decode import VideoInfo, decode_frames, probe
 from dfdc_ray.video.sampling import Sample, sample, subset
 
@@ -90,7 +90,7 @@ def process_video(
     """Decode, detect and crop one video. What is wrong with it ends in its ledger row; StorageError passes through.
 
     detector: None with whole frames (settings.crop == "frame").
-    on_stage: told what comes next, so that whoever watches knows where a process died.
+    on_stage: told what comes next, so that whoever watches knows where a process died; "open" too while more of a large file is read.
     """
     work = _Work(video, settings, detector, on_stage)
     try:
@@ -123,6 +123,15 @@ class _Work:
         finally:
             self.seconds[stage] = self.seconds.get(stage, 0.0) + time.process_time() - start
 
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """In the midst of another stage the storage is asked for more of a large file."""
+        self.on_stage("open")
+        try:
+            yield
+        finally:
+            self.on_stage(self.stage)
+
     def failed(self, status: str, stage: str, message: str) -> VideoResult:
         return VideoResult(ledger_row(self.video, status=status, stage=stage, error=message, **self.counts), seconds=self.seconds)
 
@@ -130,6 +139,8 @@ class _Work:
         assert self.video.uri is not None
         with self.at("open"):
             file = open_video(self.video.uri)
+        if isinstance(file, Input):  # else it is in memory
+            file = file.watched(self.reading)
         with file:
             with self.at("probe"):
                 info = probe(file)

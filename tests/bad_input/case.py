@@ -18,6 +18,7 @@ from dfdc_ray.faces.detect import Detector, load_detector
 from dfdc_ray.faces.weights import stage_weights
 from dfdc_ray.preprocess import publish
 from dfdc_ray.preprocess import receipts as rc
+from dfdc_ray.preprocess.patience import process_patiently
 from dfdc_ray.preprocess.plan import Video, units
 from dfdc_ray.preprocess.settings import Settings, settings_of
 from dfdc_ray.preprocess.supervise import Worker
@@ -110,7 +111,7 @@ def run(case: Case, folder: Path) -> Outcome:
         except UserError as error:
             return Outcome(str(error))
         case.between(corpus)
-        process = _worker(settings, case.limits).process if case.limits else _in_process(settings)
+        process = _in_child(settings, case.limits) if case.limits else _in_process(settings)
         output = rc.open_output(out, settings)
         planned = units(publish.remember(out, index))
         for unit, generation in rc.todo(planned, output.read(), ()):
@@ -197,6 +198,11 @@ def _detector(settings: Settings) -> Detector:
         loaded = load_detector(settings.detector, threshold=settings.detector_threshold, long_side=settings.detector_long_side)
         _DETECTORS[settings.detector] = loaded
     return _DETECTORS[settings.detector]
+
+
+def _in_child(settings: Settings, limits: Limits) -> Callable[[Video, Guide | None], VideoResult]:
+    worker = _worker(settings, limits)
+    return lambda video, guide: process_patiently(worker, video, guide, pauses=(0.1,))
 
 
 def _worker(settings: Settings, limits: Limits) -> Worker:

@@ -109,8 +109,9 @@ CASES = [
         kind="a file whose opening hangs",
         make=real(encode),
         around=leased,
-        status="not done",
-        says="bad_real.mp4: could not be read within 2.5 s",
+        status="error",
+        stage="open",
+        says="bad_real.mp4: could not be read within 2.5 s .--video-timeout-s. .what is beside it can be read",
         limits=Limits(timeout_s=2.5),
     ),
     Case(

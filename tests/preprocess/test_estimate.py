@@ -15,6 +15,7 @@ from dfdc_ray.corpus.index import INDEX, build_index
 from dfdc_ray.corpus.zips import open_video
 from dfdc_ray.errors import UserError
 from dfdc_ray.preprocess.estimate import measured, nearest, workloads
+from dfdc_ray.preprocess.plan import units
 
 MB = 1_000_000
 
@@ -121,7 +122,7 @@ def test_the_whole_plan(files, capsys):
     seconds = 7 * 1.75 + 80 * 0.15 + 100 * 0.025
     assert f"{seconds / 3600 / 0.5:.2f} vCPU hours, so about {seconds / 0.5 / 2:.0f} s on 2 vCPUs; 4.0 MB of crops" in text
     assert f"Cost: {seconds / 3600 / 0.5 * 0.5:,.2f} USD" in text
-    assert "19 GET (videos, and 3 for each receipt), 16 PUT (4 a unit), 4 LIST" in text
+    assert "11 GET (videos, each zip's directory 2 for each worker, 1 for each receipt), 16 PUT (4 a unit), 4 LIST" in text
     assert "50% of the vCPUs' time" in text
     assert "a CPU, 2026-01-02" in text
     assert "b, 5 videos" in text
@@ -199,14 +200,23 @@ def test_nothing_to_do(files, tmp_path, capsys):
     assert "nothing to do" in plan("--index", str(tmp_path / "none.parquet"), "--vcpus", "2", capsys=capsys, expect=1)
 
 
-def test_large_videos_take_more_requests():
-    plain, large = (workloads(index([row("a", size=size)]))[0].gets for size in (64 << 20, (64 << 20) + 1))
-    assert (plain, large) == (1, 1 + 2 * 17)
-    assert workloads(index([row("a", uri="s3://b/outer.zip!/inner.zip!/a.mp4")]))[0].gets == 2 + 2
+@pytest.mark.parametrize(
+    ("uri", "size", "gets"),
+    [
+        ("s3://b/a.mp4", 8 << 20, 1),
+        ("s3://b/a.mp4", (8 << 20) + 1, 2),
+        ("s3://b/a.mp4", (64 << 20) + 1, 2 + 2 * 17),
+        ("s3://b/part_0.zip!/a.mp4", 64 << 20, 1),
+        ("s3://b/outer.zip!/part_0.zip!/a.mp4", 1 << 20, 2),
+    ],
+)
+def test_requests_to_read_a_video(uri, size, gets):
+    (work,) = workloads(index([row("a", uri=uri, size=size)]))
+    assert (work.gets, work.zips) == (gets, int(".zip" in uri))
 
 
 @pytest.mark.s3
-def test_requests_are_no_fewer_than_reading_takes(s3):
+def test_requests_are_those_that_reading_takes(s3):
     for part in range(12):  # more zips than the reader keeps open
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w") as file:
@@ -215,14 +225,16 @@ def test_requests_are_no_fewer_than_reading_takes(s3):
             for name in names:
                 file.writestr(name, bytes(300_000))
         storage.write_bytes(storage.join(s3.uri, f"corpus/dfdc_train_part_{part:02d}.zip"), buffer.getvalue())
-    for name in ("x.mp4", "y.mp4"):
-        storage.write_bytes(storage.join(s3.uri, "corpus", name), bytes(1000))
+    for name, size in {"x.mp4": 1000, "y.mp4": storage.S3_HEAD + 1}.items():
+        storage.write_bytes(storage.join(s3.uri, "corpus", name), bytes(size))
     there, _ = build_index([storage.join(s3.uri, "corpus")])
     (work,) = workloads(there)
-    assert (work.videos, work.units) == (38, 38)
+    assert (work.videos, work.units, work.zips) == (38, 38, 12)
     before = storage.traffic()
-    for uri in there.sort_by("family_id")["uri"].to_pylist():  # as units come
-        with open_video(uri) as file:
-            file.read()
+    for unit in units(there):
+        for video in unit.videos:
+            with open_video(video.uri) as file:
+                file.read()
     asked = (storage.traffic() - before).requests
-    assert work.videos <= asked <= work.gets
+    assert work.gets == 36 + 1 + 2
+    assert work.gets + 12 <= asked <= work.gets + 2 * 12  # a directory, where it is short, takes one request

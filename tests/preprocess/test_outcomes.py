@@ -6,6 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -16,12 +17,13 @@ from small_disk import small_disk
 from dfdc_ray.config import PreprocessConfig
 from dfdc_ray.corpus.index import build_index
 from dfdc_ray.errors import UserError
-from dfdc_ray.preprocess import run
-from dfdc_ray.preprocess.plan import units
+from dfdc_ray.preprocess import patience, run, summary
+from dfdc_ray.preprocess.plan import Unit, Video, units
 from dfdc_ray.preprocess.receipts import LEDGER, open_output
 from dfdc_ray.preprocess.run import preprocess
 from dfdc_ray.preprocess.settings import settings_of
 from dfdc_ray.preprocess.supervise import Worker
+from dfdc_ray.preprocess.unit import process_unit, process_video
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(240)]
 
@@ -110,6 +112,63 @@ def test_a_retry_never_loses_what_is_there(a_video, tmp_path):
     assert ledger(config) == {"a.mp4": ("ok", 1), "f.mp4": ("ok", 1)}
 
 
+def test_a_run_with_fewer_videos_of_a_family_comes_first(a_video, tmp_path, monkeypatch, capsys):
+    """It has planned before the fake came, and commits while this run, which knows the fake, is at work."""
+    corpus = tmp_path / "family"
+    corpus.mkdir()
+    (corpus / "metadata.json").write_text(json.dumps({"a.mp4": {"label": "REAL"}, "f.mp4": {"label": "FAKE", "original": "a.mp4"}}))
+    for name in ("a.mp4", "f.mp4"):
+        (corpus / name).write_bytes(a_video)
+    config = PreprocessConfig(corpus=(str(corpus),), out=str(tmp_path / "out"), crop="frame", frames=1)
+    settings, really_run = settings_of(config), run._run
+    (unit,) = units(build_index(config.corpus)[0])
+    runs = []
+
+    def other_comes_first(*arguments: Any, **more: Any) -> dict[str, str]:
+        runs.append(arguments[3])
+        if len(runs) == 1:
+            earlier = Unit(unit.unit_id, unit.family_id, unit.videos[:1])
+            open_output(config.out, settings).commit(process_unit(earlier, lambda v, g: process_video(v, settings, None, g)), generation=0)
+        return really_run(*arguments, **more)
+
+    monkeypatch.setattr(run, "_run", other_comes_first)
+    preprocess(config)
+    assert [work[0][1] for work in runs] == [0, 1]
+    assert "Another run has changed 1 of these families" in capsys.readouterr().out
+    assert ledger(config) == {"a.mp4": ("ok", 1), "f.mp4": ("ok", 1)}
+
+
+@pytest.mark.parametrize(
+    ("places", "ends"),
+    [
+        ([f"part_{i // 10}" for i in range(40)], 11),  # more than one place fails
+        (["part_0"] * 20 + [""] * 20, 40),  # one does, and the others are sound
+        (["out"] * 40, 8),
+        (["part_0"] * 7 + [None] + ["part_1"] * 7 + [None] * 25, 40),
+        ([*[None] * 10, *["part_1"] * 10, *["part_2"] * 20], 21),
+        ([None] * 30 + ["part_3"] * 10, 38),  # the only one left
+    ],
+)
+def test_a_run_stops_where_each_further_unit_would_wait_for_nothing(places, ends, monkeypatch):
+    """place: of the storage that kept a unit from being done; "": something else did; None: done."""
+
+    def reports(*_: Any, **__: Any) -> Iterator[dict[str, Any]]:
+        for i, place in enumerate(places):
+            seen.append(i)
+            failure = "" if place is None else "no"
+            yield {"unit_id": f"u{i:02d}", "videos": 1, "faces": 0, "bad": 0, "failure": failure, "place": place or "", "requests": 0}
+
+    seen: list[int] = []
+    monkeypatch.setattr(run, "stream", reports)
+    monkeypatch.setattr(run, "_actors", lambda *_: 1)
+    settings = settings_of(PreprocessConfig(corpus=("x",), out="out", crop="frame"))
+    video = Video("c", "c/v", None, "REAL", None, None, "c/v", "c/g", None)
+    work = [(Unit(f"u{i:02d}", "c/v", (replace(video, uri=f"part_{i // 10}/v.mp4"),)), 0) for i in range(40)]
+    failures = run._run(PreprocessConfig(corpus=("x",), out="out"), settings, "out", work, sizes={})
+    assert len(seen) == ends
+    assert len(failures) == 40 - ends + sum(place is not None for place in places[:ends])
+
+
 def test_parts_that_arrive_later_are_added(small_corpus, tmp_path, capsys):
     corpus = tmp_path / "drawn"
     corpus.mkdir()
@@ -129,7 +188,7 @@ def test_parts_that_arrive_later_are_added(small_corpus, tmp_path, capsys):
 
 def test_a_full_disk_is_nobodys_fault(config, tmp_path, monkeypatch):
     """The unit is reported with the reason and has no receipt; with space again, it is done."""
-    monkeypatch.setattr(run, "_PAUSES_S", (0.01, 0.01))
+    monkeypatch.setattr(patience, "_PAUSES_S", (0.01, 0.01))
     settings = settings_of(config)
     unit = units(build_index(config.corpus)[0])[0]
     batch = {"unit": np.array([unit.to_json()]), "generation": np.array([0])}
@@ -137,7 +196,9 @@ def test_a_full_disk_is_nobodys_fault(config, tmp_path, monkeypatch):
         output = open_output(f"{disk.path}/out", settings)
         actor = run.ProcessUnit(settings=settings, out=output.out, worker=worker)
         disk.fill()
-        assert "No space left on device" in actor(batch)["failure"][0]
+        reported = actor(batch)
+        assert "No space left on device" in reported["failure"][0]
+        assert reported["place"] == [output.out]
         assert output.read() == {}
         disk.free()
         assert [p for p in disk.path.rglob("*") if p.is_file()] == [disk.path / "out" / "config.json"]  # no half-written files
@@ -166,13 +227,13 @@ def some_ledger(*statuses: str) -> pa.Table:
     ],
 )
 def test_the_share_of_errors(statuses, most, fails):
-    assert bool(run._too_many_errors(some_ledger(*statuses), {str(i) for i in range(len(statuses))}, most)) == fails
+    assert bool(summary.too_many_errors(some_ledger(*statuses), {str(i) for i in range(len(statuses))}, most)) == fails
 
 
 def test_only_videos_of_this_run_count():
-    assert not run._too_many_errors(some_ledger("ok", "error"), {"0"}, 0.0)
+    assert not summary.too_many_errors(some_ledger("ok", "error"), {"0"}, 0.0)
 
 
 def test_the_same_cause_in_several_videos_is_one_line():
-    (said,) = run._too_many_errors(some_ledger("error", "error", "poison"), {"0", "1", "2"}, 0.1)
+    (said,) = summary.too_many_errors(some_ledger("error", "error", "poison"), {"0", "1", "2"}, 0.1)
     assert "  2 x error: decode frame # of # is damaged\n  1 x poison: decode frame # of # is damaged\n" in said

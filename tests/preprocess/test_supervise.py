@@ -12,10 +12,13 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+from fault_proxy import FaultProxy
 
+from dfdc_ray import storage
 from dfdc_ray.bench.meter import peak_kb
 from dfdc_ray.config import PreprocessConfig
 from dfdc_ray.corpus.index import build_index
+from dfdc_ray.errors import StorageError
 from dfdc_ray.preprocess import supervise
 from dfdc_ray.preprocess.plan import Video, units
 from dfdc_ray.preprocess.settings import Settings, settings_of
@@ -162,6 +165,57 @@ def test_a_child_that_stops_in_the_midst_of_its_answer(ending, light, video, mon
         result = worker.process(video, None)
     assert result.ledger["status"] == "poison"
     assert ("was killed by SIGSEGV" if "kill" in ending else "stopped answering") in result.ledger["error"]
+
+
+def fake_child(path: Path, *steps: str | float) -> list[str]:
+    """The command of a child that, given a video, tells of stages and sleeps for seconds, in that order, and answers None."""
+    said = [f"time.sleep({step})" if isinstance(step, float) else f"connection.send(('stage', '{step}'))" for step in steps]
+    path.write_text(
+        "import sys, time\n"
+        "from multiprocessing.connection import Connection\n"
+        "connection = Connection(int(sys.argv[1]))\n"
+        "connection.recv(); connection.send(('ready',)); connection.recv()\n" + "\n".join(said) + "\nconnection.send(('result', None))\n"
+    )
+    return [sys.executable, str(path)]
+
+
+def test_a_slow_storage_does_not_use_up_the_videos_time(light, video, monkeypatch, tmp_path):
+    monkeypatch.setattr(supervise, "_CHILD", fake_child(tmp_path / "child.py", 0.7, "probe", 0.7, "open", 0.7, "decode", 0.7))
+    with Worker(light, timeout_s=2, memory_bytes=4 * GIB) as worker:
+        assert worker.process(video, None) is None
+
+
+def test_a_storage_that_hangs_in_mid_video_is_not_the_videos_fault(light, video, monkeypatch, tmp_path):
+    monkeypatch.setattr(supervise, "_CHILD", fake_child(tmp_path / "child.py", 0.2, "decode", 0.2, "open", 60.0))
+    with Worker(light, timeout_s=1, memory_bytes=4 * GIB) as worker:
+        with pytest.raises(StorageError, match="could not be read within 1 s"):
+            worker.process(video, None)
+        assert worker.pid is None
+
+
+@pytest.mark.s3
+def test_a_large_video_that_drips_from_s3_is_not_done_rather_than_poison(light, video, s3, tmp_path):
+    """Above 64 MB a video is read while it is decoded, which takes 3 s here."""
+    path = tmp_path / "large.mp4"
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        for _ in range(10):
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), dtype=np.uint8))))
+        container.mux(stream.encode())
+    content = path.read_bytes()
+    moov = content.index(b"moov") - 4
+    free = (80 << 20).to_bytes(4, "big") + b"free" + bytes((80 << 20) - 8)
+    uri = storage.join(s3.uri, "large.mp4")
+    storage.write_bytes(uri, content[:moov] + free + content[moov:])
+    large = replace(video, uri=uri)
+    with FaultProxy(s3.endpoint, rate=1, seed=0, faults=("slow",), slow_s=1.0) as proxy, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        with Worker(light, timeout_s=60, memory_bytes=4 * GIB) as worker:
+            assert worker.process(large, None).ledger["status"] == "ok"
+            assert proxy.faulted["slow"] == 3
+            worker.timeout_s = 1.6
+            with pytest.raises(StorageError, match="could not be read within"):
+                worker.process(large, None)
 
 
 def test_memory_is_limited(settings, video, tmp_path):

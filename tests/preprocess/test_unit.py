@@ -127,3 +127,12 @@ def test_twice_the_same_gives_the_same(done, unit, settings, detector):
     again = process_video(unit.videos[0], settings, detector, None)
     assert again.faces == done.videos[0].faces
     assert all(np.array_equal(a["box"], b["box"]) for a, b in zip(again.boxes, done.videos[0].boxes, strict=True))
+
+
+def test_reading_in_the_midst_of_a_stage_is_told(unit, settings):
+    """A file on a disk, in a zip or not, is read as it is needed."""
+    told: list[str] = []
+    process_video(unit.videos[0], replace(settings, crop="frame"), None, None, on_stage=told.append)
+    assert told[:2] == ["probe", "open"]
+    around = {(before, after) for before, stage, after in zip(told, told[1:], told[2:], strict=False) if stage == "open"}
+    assert {stage for pair in around for stage in pair} - {"open"} == {"probe", "decode"}

@@ -1,0 +1,58 @@
+"""What a run says at its end: the ledger as a table, what was not done, and whether too much went wrong."""
+
+import re
+from collections import Counter
+
+import pyarrow as pa
+from rich.table import Table
+
+from dfdc_ray.console import console, duration, printable
+
+
+def print_summary(ledger: pa.Table, *, seconds: float) -> None:
+    """The whole output by outcome and label, and why videos went wrong."""
+    rows = ledger.to_pylist()
+    table = Table(title=f"Ledger: {len(rows)} videos")
+    for column in ("status", "real", "fake", "no label", "frames with a face", "faces", "boxes from original"):
+        table.add_column(column, justify="left" if column == "status" else "right")
+    for status in ("ok", "no_face", "error", "missing", "poison"):
+        some = [row for row in rows if row["status"] == status]
+        by_label = [sum(row["label"] == label for row in some) for label in ("REAL", "FAKE", None)]
+        decoded, found = sum(row["frames_decoded"] for row in some), sum(row["frames_with_face"] for row in some)
+        share = f"{found} of {decoded} ({found / decoded:.1%})" if decoded else "-"
+        reused = sum(row["box_source"] == "original" for row in some)
+        table.add_row(status, *map(str, by_label), share, str(sum(row["faces"] for row in some)), str(reused))
+    console.print(table)
+    bad = [row for row in rows if row["status"] not in ("ok", "no_face")]
+    for row in bad[:20]:
+        said = printable(f"{row['status']}: {row['video_id']}: {row['stage'] or ''} {row['error']}")
+        console.print(f"  {said}", highlight=False, markup=False, soft_wrap=True)
+    if len(bad) > 20:
+        console.print(f"  and {len(bad) - 20} more in ledger.parquet")
+    console.print(f"Took {duration(seconds)}.")
+
+
+def not_done(failures: dict[str, str]) -> str:
+    reasons = "\n".join(f"  {unit_id}: {reason}" for unit_id, reason in list(failures.items())[:10])
+    what = f"{len(failures)} units were not done because storage or the machine failed"
+    return f"{what}:\n{reasons}\nRun the same command again: it does only these."
+
+
+def too_many_errors(ledger: pa.Table, planned: set[str], most: float) -> list[str]:
+    """What to say if a larger share of this run's videos than `most` ended as error or poison; those that are missing are left out."""
+    rows = [row for row in ledger.to_pylist() if row["video_id"] in planned and row["status"] != "missing"]
+    bad = [row for row in rows if row["status"] in ("error", "poison")]
+    if len(bad) <= most * len(rows):
+        return []
+    causes = Counter(f"{row['status']}: {row['stage']} {_without_numbers(row['error'])}" for row in bad)
+    common = "\n".join(f"  {count} x {cause}" for cause, count in causes.most_common(5))
+    return [
+        f"{len(bad)} of {len(rows)} videos ({len(bad) / len(rows):.2%}) ended as error or poison, more than --max-error-share {most:g} "
+        f"allows. Most often:\n{common}\nThe rest is done and published; ledger.parquet names each. --retry error poison does them again; "
+        "a larger --max-error-share accepts them."
+    ]
+
+
+def _without_numbers(text: str) -> str:
+    """So that the same trouble in two videos reads the same."""
+    return re.sub(r"\d+(\.\d+)?", "#", text)
