@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "index": (config.IndexConfig, "dfdc_ray.corpus.index:index"),
     "plan": (config.PlanConfig, "dfdc_ray.preprocess.estimate:plan"),
     "preprocess": (config.PreprocessConfig, "dfdc_ray.preprocess.run:preprocess"),
+    "import": (config.ImportConfig, "dfdc_ray.preprocess.crops:import_crops"),
     "coverage": (config.CoverageConfig, "dfdc_ray.preprocess.coverage:coverage"),
     "pack": (config.PackConfig, "dfdc_ray.shards.run:pack"),
     "train": (config.TrainConfig, "dfdc_ray.train.run:train"),
@@ -90,7 +91,8 @@ def _load(path: str) -> Callable[[Any], None]:
 
 def _words(arguments: list[str]) -> list[str]:
     """The arguments as the parser takes them: `--corpus A --corpus B` and `--retry error,poison` too."""
-    arguments = _repeatable(_repeatable(arguments, "--corpus"), "--retry")
+    for option in ("--corpus", "--crops", "--retry"):
+        arguments = _repeatable(arguments, option)
     start = arguments.index("--retry") if "--retry" in arguments else len(arguments)  # its words are the last
     return arguments[:start] + [word for argument in arguments[start:] for word in argument.split(",")]
 

@@ -62,6 +62,20 @@ class PreprocessConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImportConfig:
+    """Turn face crops that are there already (Parquet, a CSV of paths, folders real/ and fake/) into shards like those of preprocess."""
+
+    crops: tuple[str, ...]
+    """A .parquet or .csv file, or a folder with real/ and fake/; local or s3://; may be given several times."""
+    out: str
+    """Folder or s3:// prefix for the shards; `train`, `evaluate` and `pack` take it as their --faces."""
+    corpus: str = "crops"
+    """Name of the corpus: the first part of every video_id."""
+    margin: float | None = None
+    """Margin with which the crops were cut, as of preprocess; unset: it is not known, so `predict` cannot cut a video's faces alike."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PlanConfig:
     """Say what preprocessing a corpus will take, before it runs: counts, bytes; with a bench file hours, storage, requests and cost."""
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from dfdc_ray.config import PredictConfig
+from dfdc_ray.config import PredictConfig, PreprocessConfig
 from dfdc_ray.console import Work, console, errors
 from dfdc_ray.errors import StorageError, UserError
 from dfdc_ray.evaluate.aggregate import MIN_COVERAGE_PERCENT, RULE, aggregate_video
@@ -25,7 +25,7 @@ from dfdc_ray.evaluate.metrics import THRESHOLD
 from dfdc_ray.evaluate.scorer import Scorer, load_scorer
 from dfdc_ray.faces.detect import Detector, load_detector
 from dfdc_ray.preprocess.plan import Video
-from dfdc_ray.preprocess.settings import Settings
+from dfdc_ray.preprocess.settings import Settings, settings_of
 from dfdc_ray.preprocess.unit import process_video
 from dfdc_ray.serve import show
 
@@ -142,11 +142,23 @@ def _judged(uri: str, rows: list[dict[str, Any]], scores: np.ndarray, *, sampled
 def load_predictor(checkpoint: str, *, frames: int) -> tuple[Scorer, Detector | None, Settings]:
     """The model, and the detector and settings of its training faces with `frames` evenly spread frames per video."""
     scorer = load_scorer(checkpoint)
-    settings = replace(Settings(**scorer.faces_config), sampling="spread", frames=frames, real_multiplier=1)
+    settings = replace(_settings(scorer.faces_config), sampling="spread", frames=frames, real_multiplier=1)
     if settings.detector is None:  # whole frames
         return scorer, None, settings
     detector = load_detector(settings.detector, threshold=settings.detector_threshold, long_side=settings.detector_long_side)
     return scorer, detector, settings
+
+
+def _settings(faces: dict[str, Any]) -> Settings:
+    """How to cut faces as those of training were: for imported ones, our detector with the margin that is known of them."""
+    if not faces.get("imported"):
+        return Settings(**faces)
+    if faces["margin"] is None:
+        raise UserError(
+            "The model was trained on imported crops, and how wide they were cut is not known, so a video's faces cannot be cut alike. "
+            "Import the crops with --margin and train again."
+        )
+    return settings_of(PreprocessConfig(corpus=(), out="", margin=faces["margin"]))
 
 
 def predict(config: PredictConfig) -> None:

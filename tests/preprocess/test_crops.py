@@ -1,0 +1,210 @@
+"""`import`: crops from Parquet, CSV and folders become an output that train, evaluate and pack take."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from dfdc_ray import storage
+from dfdc_ray.cli import main
+from dfdc_ray.config import ImportConfig
+from dfdc_ray.errors import UserError
+from dfdc_ray.preprocess import crops
+from dfdc_ray.preprocess.crops import import_crops
+from dfdc_ray.serve.score import _settings
+from dfdc_ray.shards.dataset import read_rows, split_mask
+from dfdc_ray.shards.manifest import read_ledger, read_manifest
+from dfdc_ray.shards.pack import build, plan
+
+
+def picture(seed: int, *, width: int = 20, extension: str = ".jpg") -> bytes:
+    rgb = np.random.default_rng(seed).integers(0, 255, (16, width, 3), dtype=np.uint8)
+    return cv2.imencode(extension, rgb)[1].tobytes()
+
+
+def row(video: str, label: Any = "REAL", **more: Any) -> dict[str, Any]:
+    return {"video": video, "label": label, "jpeg": picture(abs(hash((video, more.get("frame", 0)))) % 1000)} | more
+
+
+FAMILIES = [
+    row("a", part=0),
+    row("b", "FAKE", original="a", part=0, frame=7),
+    row("b", "FAKE", original="a", part=0, frame=3),
+    row("c", part=1),
+    row("d", "FAKE", original="gone", part=1),
+]
+
+
+def parquet(folder: Path, rows: list[dict[str, Any]], name: str = "crops.parquet") -> str:
+    columns = dict.fromkeys(key for one in rows for key in one)
+    pq.write_table(pa.Table.from_pylist([dict.fromkeys(columns) | one for one in rows]), folder / name, row_group_size=2)
+    return str(folder / name)
+
+
+def imported(out: Path | str, *sources: str, **more: Any) -> list[dict[str, Any]]:
+    """The rows that a reader finds."""
+    import_crops(ImportConfig(crops=sources, out=str(out), **more))
+    files = json.loads(storage.read_bytes(storage.join(str(out), "manifest.json")))["files"]
+    return [r for f in files for r in pq.read_table(pa.BufferReader(storage.read_bytes(storage.join(str(out), f["path"])))).to_pylist()]
+
+
+def test_families_groups_and_frames_of_a_table(tmp_path):
+    rows = imported(tmp_path / "out", parquet(tmp_path, FAMILIES), corpus="mine")
+    found = {(r["video_id"], r["frame"]): r for r in rows}
+    assert list(found) == [("mine/a", 0), ("mine/b", 3), ("mine/b", 7), ("mine/c", 0), ("mine/d", 0)]
+    b = found["mine/b", 7]
+    facts = ("corpus", "family_id", "group_id", "part", "label", "original", "core", "crop", "track_id")
+    assert [b[name] for name in facts] == ["mine", "mine/a", "mine/part:0", 0, "FAKE", "mine/a", True, [0, 0, 20, 16], 0]
+    assert b["image"]["bytes"] == FAMILIES[1]["jpeg"]  # as it was
+    assert found["mine/d", 0]["family_id"] == "mine/gone"
+    ledger = {r["video_id"]: r for r in read_ledger(str(tmp_path / "out")).to_pylist()}
+    assert {name: (r["status"], r["faces"], r["core_decoded"]) for name, r in ledger.items()} == {
+        "mine/a": ("ok", 1, 1),
+        "mine/b": ("ok", 2, 2),
+        "mine/c": ("ok", 1, 1),
+        "mine/d": ("ok", 1, 1),
+    }
+
+
+def test_it_is_read_split_and_packed_like_what_preprocess_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(crops, "_ROW_GROUP", 2000)
+    monkeypatch.setattr(crops, "_FILE", 6000)
+    many = [row(f"v{i:02d}", ("REAL", "FAKE")[i % 2], part=i // 10, frame=f) for i in range(30) for f in range(2)]
+    imported(tmp_path / "out", parquet(tmp_path, many))
+    manifest = read_manifest(str(tmp_path / "out"))
+    assert len(manifest.files) > 2
+    rows = read_rows(manifest)
+    assert len(rows) == 60
+    assert split_mask(rows, "parts:0/1/2", "validation").sum() == 20
+    packed = [build(shard, seed=0, row_group_bytes=4000) for shard in plan(manifest, seed=0, shard_bytes=20_000)]
+    assert sum(shard.rows for shard in packed) == 60
+
+
+def test_twice_the_same_gives_the_same_bytes_and_something_else_is_refused(tmp_path):
+    source = parquet(tmp_path, FAMILIES)
+    imported(tmp_path / "out", source)
+    before = (tmp_path / "out" / "manifest.json").read_bytes()
+    imported(tmp_path / "out", source)
+    assert (tmp_path / "out" / "manifest.json").read_bytes() == before
+    with pytest.raises(UserError, match="another --out"):
+        imported(tmp_path / "out", source, margin=0.3)
+
+
+def test_a_folder(tmp_path):
+    for name in ("real/one.jpg", "Fake/two/0.png", "Fake/two/1.png", "Fake/three.JPEG"):
+        (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "set" / name).write_bytes(picture(len(name), extension=".png" if "png" in name else ".jpg"))
+    (tmp_path / "set" / "README.md").write_text("not a picture")
+    rows = imported(tmp_path / "out", str(tmp_path / "set"))
+    assert [(r["video_id"], r["label"], r["frame"]) for r in rows] == [
+        ("crops/fake/three", "FAKE", 0),
+        ("crops/fake/two", "FAKE", 0),
+        ("crops/fake/two", "FAKE", 1),
+        ("crops/real/one", "REAL", 0),
+    ]
+    assert {r["group_id"] for r in rows} == {"crops/family:fake/three", "crops/family:fake/two", "crops/family:real/one"}
+
+
+def write_csv(folder: Path, rows: list[dict[str, str]]) -> str:
+    with (folder / "list.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, fieldnames=list(dict.fromkeys(key for one in rows for key in one)))
+        writer.writeheader()
+        writer.writerows(rows)
+    return str(folder / "list.csv")
+
+
+def test_a_csv_and_what_is_damaged_or_absent(tmp_path, capsys):
+    (tmp_path / "pictures").mkdir()
+    for i in range(2):
+        (tmp_path / "pictures" / f"{i}.jpg").write_bytes(picture(i))
+    (tmp_path / "pictures" / "bad.jpg").write_bytes(b"\xff\xd8 no picture")
+    rows = [
+        {"path": "pictures/0.jpg", "video": "a", "label": "0", "group": "anna", "frame": "5"},
+        {"path": "pictures/bad.jpg", "video": "a", "label": "0", "group": "anna", "frame": "6"},
+        {"path": str(tmp_path / "pictures" / "1.jpg"), "video": "b", "label": "1", "group": "anna", "original": "a", "method": "swap"},
+        {"path": "pictures/bad.jpg", "video": "c", "label": "real", "group": "bob"},
+        {"path": "pictures/gone.jpg", "video": "d", "label": "fake", "group": "bob"},
+    ]
+    found = imported(tmp_path / "out", write_csv(tmp_path, rows))
+    assert [(r["video_id"], r["frame"], r["group_id"], r["method"]) for r in found] == [
+        ("crops/a", 5, "crops/group:anna", None),
+        ("crops/b", 0, "crops/group:anna", "swap"),
+    ]
+    ledger = {r["video_id"]: r for r in read_ledger(str(tmp_path / "out")).to_pylist()}
+    assert {name: (r["status"], r["stage"], r["frames_wanted"], r["faces"]) for name, r in ledger.items()} == {
+        "crops/a": ("ok", "decode", 2, 1),
+        "crops/b": ("ok", None, 1, 1),
+        "crops/c": ("error", "decode", 1, 0),
+        "crops/d": ("missing", "open", 1, 0),
+    }
+    assert "line 6" in ledger["crops/d"]["error"]
+    assert "1 of 2 pictures damaged" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        ([row("a", "MAYBE")], "row 0: the label 'MAYBE' is not known"),
+        ([row("a"), row("a", "FAKE")], "row 0 and .*row 1 say different things of the video 'a'"),
+        ([row("a", original="b")], "names an original and is not a fake"),
+        ([row("a", "FAKE"), row("b", "FAKE", original="a")], "which is itself a fake"),
+        ([row("a", part=0), row("b", "FAKE", original="a", part=1)], "one family .* in two groups, part:0 and part:1"),
+        ([row("a", frame=1), row("a", frame=1)], "row 0 and .*row 1 are both frame 1"),
+        ([row("a", frame=-2)], "frame -2 is not a whole number of 0 or more"),
+        ([row("")], "row 0: no name of a video"),
+        ([{"video": "a", "jpeg": b""}], "the column 'label' is not there"),
+        ([{"video": "a", "label": "REAL"}], "no column of pictures"),
+    ],
+)
+def test_what_is_refused(rows, says, tmp_path):
+    with pytest.raises(UserError, match=says):
+        imported(tmp_path / "out", parquet(tmp_path, rows))
+
+
+def test_one_video_in_two_sources_is_refused(tmp_path):
+    sources = [parquet(tmp_path, [row("a")], name) for name in ("one.parquet", "two.parquet")]
+    with pytest.raises(UserError, match=r"'a' is in .*one\.parquet and in .*two\.parquet"):
+        imported(tmp_path / "out", *sources)
+
+
+@pytest.mark.parametrize("what", ["nothing", "empty folder", "text.txt", "bad.parquet", "stray"])
+def test_what_is_no_source(what, tmp_path, capsys):
+    source = tmp_path / what
+    if what == "stray":
+        source.mkdir()
+        (source / "a.jpg").write_bytes(picture(1))
+    elif what == "empty folder":
+        source.mkdir()
+    elif what != "nothing":
+        source.write_text("x")
+    assert main(["import", "--crops", str(source), "--out", str(tmp_path / "out")]) == 1
+    assert "Traceback" not in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.s3
+def test_from_s3_to_s3(s3, tmp_path):
+    storage.write_bytes(storage.join(s3.uri, "crops.parquet"), Path(parquet(tmp_path, FAMILIES)).read_bytes())
+    assert len(imported(storage.join(s3.uri, "out"), storage.join(s3.uri, "crops.parquet"))) == 5
+
+
+def test_a_video_can_be_cut_alike_only_where_the_margin_is_known(tmp_path):
+    imported(tmp_path / "out", parquet(tmp_path, FAMILIES), margin=0.2)
+    settings = _settings(read_manifest(str(tmp_path / "out")).config)
+    assert (settings.margin, settings.detector) == (0.2, "centerface")
+    with pytest.raises(UserError, match="--margin"):
+        _settings({"imported": True, "margin": None})
+
+
+def test_real_crops(shared, tmp_path):
+    rows = imported(tmp_path / "out", str(shared / "data" / "dfdc_crops_val.parquet"), corpus="dfdc")
+    assert len(rows) == 2400
+    assert {r["part"] for r in rows} == {40, 41, 43}
+    manifest = read_manifest(str(tmp_path / "out"))
+    assert split_mask(read_rows(manifest), "parts:0-40/41/43", "train").sum() > 100
