@@ -11,10 +11,12 @@ import torch
 from torchmetrics.functional.classification import (
     binary_accuracy,
     binary_auroc,
+    binary_average_precision,
     binary_confusion_matrix,
     binary_eer,
     binary_recall,
     binary_roc,
+    binary_sensitivity_at_specificity,
     binary_specificity,
 )
 
@@ -38,7 +40,11 @@ class Metrics:
     recall_fake: float | None
     log_loss: float | None
     auc: float | None
+    pr_auc: float | None  # average precision, fakes being positive
     eer: float | None
+    recall_at_1: float | None  # share of fakes above a threshold that at most 1 % of the reals pass
+    recall_at_5: float | None
+    recall_at_10: float | None
     real_as_real: int
     real_as_fake: int
     fake_as_real: int
@@ -107,12 +113,21 @@ def binary_metrics(scores: np.ndarray, labels: np.ndarray) -> Metrics:
         recall_fake=recall_fake,
         log_loss=float(log_losses(scores, labels).mean()) if len(target) else None,
         auc=binary_auroc(preds, target).item() if both else None,
+        pr_auc=binary_average_precision(preds, target).item() if both else None,
         eer=binary_eer(preds, target).item() if both else None,
+        recall_at_1=_recall_at(preds, target, 1) if both else None,
+        recall_at_5=_recall_at(preds, target, 5) if both else None,
+        recall_at_10=_recall_at(preds, target, 10) if both else None,
         real_as_real=confusion[0][0],
         real_as_fake=confusion[0][1],
         fake_as_real=confusion[1][0],
         fake_as_fake=confusion[1][1],
     )
+
+
+def _recall_at(preds: torch.Tensor, target: torch.Tensor, percent: int) -> float:
+    """Recall of fakes where at most so many per cent of the reals are called fake."""
+    return float(binary_sensitivity_at_specificity(preds, target, min_specificity=1 - percent / 100)[0])
 
 
 def _weighted_aucs(scores: np.ndarray, labels: np.ndarray, group_of: np.ndarray, weights: np.ndarray) -> np.ndarray:

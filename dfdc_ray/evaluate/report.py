@@ -15,7 +15,7 @@ from rich.table import Table
 
 from dfdc_ray import storage
 from dfdc_ray.evaluate import plots
-from dfdc_ray.evaluate.metrics import THRESHOLD, Interval, Level, Metrics
+from dfdc_ray.evaluate.metrics import THRESHOLD, Interval, Level, Metrics, binary_metrics
 
 FORMAT_VERSION = 1
 WORST = 10
@@ -28,8 +28,13 @@ _LINES = (
     ("recall_fake", "recall of fakes", "fakes"),
     ("log_loss", "log loss (nats)", "n"),
     ("auc", "ROC AUC", "n"),
+    ("pr_auc", "PR AUC (average precision)", "n"),
     ("eer", "equal error rate", "n"),
+    ("recall_at_1", "recall of fakes at 1 % false positives", "fakes"),
+    ("recall_at_5", "recall of fakes at 5 % false positives", "fakes"),
+    ("recall_at_10", "recall of fakes at 10 % false positives", "fakes"),
 )
+_ON_CONSOLE = ("accuracy", "balanced_accuracy", "recall_real", "recall_fake", "log_loss", "auc", "eer")  # it has 80 columns
 _OVER = {"n": "", "reals": "real", "fakes": "fake"}
 _BASELINE_NAMES = {"always_fake": "always fake", "training_majority": "training majority", "constant_prior": "constant prior"}
 
@@ -42,6 +47,7 @@ class JudgedVideo:
     group_id: str
     label: str  # REAL or FAKE
     method: str | None
+    part: int | None
     status: str  # the ledger's, or no_core_face
     stage: str | None
     error: str | None
@@ -184,6 +190,9 @@ def markdown(report: Report) -> str:
         lines += [f"Intervals: {level.interval_note}.", ""]
         confusion = [["real", str(m.real_as_real), str(m.real_as_fake)], ["fake", str(m.fake_as_real), str(m.fake_as_fake)]]
         lines += _markdown_table([unit, "called real", "called fake"], confusion)
+    for what, values in (("method", [v.method for v in report.videos if v.label == "FAKE"]), ("part", [v.part for v in report.videos])):
+        if any(value is not None for value in values):
+            lines += [f"## By {what}", "", *_markdown_table(*_slices(report.videos, what)), ""]
     lines += ["![ROC](roc.png)", "", "![Scores](scores.png)", "", "## Videos without a score", ""]
     if report.unscored:
         lines += [f"{len(report.unscored)} of {len(report.videos)} labelled videos; each counts at the training prior.", ""]
@@ -202,6 +211,19 @@ def markdown(report: Report) -> str:
     else:
         lines += ["None.", ""]
     return "\n".join(lines)
+
+
+def _slices(videos: Sequence[JudgedVideo], what: str) -> tuple[list[str], list[list[str]]]:
+    """The table of a method's fakes, each beside all reals, or of the videos of a part; those without one last."""
+    rows = []
+    for value in sorted({getattr(v, what) for v in videos if what == "part" or v.label == "FAKE"}, key=lambda v: (v is None, v or 0)):
+        some = [v for v in videos if getattr(v, what) == value or (what == "method" and v.label == "REAL")]
+        labels = np.array([v.label == "FAKE" for v in some], dtype=np.int64)
+        m = binary_metrics(np.array([v.counted_as for v in some]), labels)
+        cells = [number(getattr(m, name), m) for name in ("recall_real", "recall_fake", "log_loss", "auc")]
+        rows.append(["not known" if value is None else str(value), str(m.reals), str(m.fakes), *cells])
+    beside = "method (its fakes and all reals)" if what == "method" else what
+    return [beside, "reals", "fakes", "recall of reals", "recall of fakes", "log loss", "ROC AUC"], rows
 
 
 def _plain(value: Any) -> str:
@@ -225,7 +247,7 @@ def show(report: Report, console: Console) -> None:
         table = Table(box=box.SIMPLE_HEAD, padding=0, caption=caption, caption_justify="left")
         for name in (f"by {unit.removesuffix('s')}", "model", "95 % interval", *(_BASELINE_NAMES[name] for name in shown), "over"):
             table.add_column(name, no_wrap=name != "model", min_width=9 if name == "model" else None)  # "undefined"
-        for name, title, over in _LINES:
+        for name, title, over in [line for line in _LINES if line[0] in _ON_CONSOLE]:
             value = getattr(m, name)
             others = [number(getattr(level.baselines[baseline], name), m) if value is not None else "-" for baseline in shown]
             count = f"{getattr(m, over)} {_OVER[over]}"

@@ -28,6 +28,8 @@ def test_by_hand() -> None:
     assert result.auc == pytest.approx(6 / 8)  # of 8 pairs the fake is above the real in 6
     expected = -sum(math.log(p) for p in (0.9, 0.2, 0.4, 0.7, 0.85, 0.9)) / 6
     assert result.log_loss == pytest.approx(expected, abs=1e-12)
+    assert result.pr_auc == pytest.approx((1 + 1 + 3 / 4 + 4 / 5) / 4)
+    assert (result.recall_at_1, result.recall_at_10) == (1 / 2, 1 / 2)  # above the highest real
     assert result.eer == pytest.approx(1 / 2)  # at 0.8 half of the reals and half of the fakes are wrong
 
 
@@ -41,7 +43,10 @@ def test_against_scikit_learn() -> None:
     assert result.recall_fake == pytest.approx(sk.recall_score(labels, said), abs=1e-6)
     assert result.log_loss == pytest.approx(sk.log_loss(labels, np.clip(scores, 1e-15, 1 - 1e-15)), abs=1e-9)
     assert result.auc == pytest.approx(sk.roc_auc_score(labels, scores), abs=1e-6)
+    assert result.pr_auc == pytest.approx(sk.average_precision_score(labels, scores), abs=1e-6)
     fpr, tpr, _ = sk.roc_curve(labels, scores, drop_intermediate=False)
+    for found, most in ((result.recall_at_1, 0.01), (result.recall_at_5, 0.05), (result.recall_at_10, 0.1)):
+        assert found == pytest.approx(tpr[fpr <= most].max(), abs=1e-6)
     nearest = np.argmin(np.abs(fpr - (1 - tpr)))
     assert result.eer == pytest.approx((fpr[nearest] + 1 - tpr[nearest]) / 2, abs=1e-6)
 

@@ -16,7 +16,7 @@ PRIOR = 0.75
 
 
 def _video(name: str, label: str, score: float | None, **more: object) -> JudgedVideo:
-    given: dict = {"method": None, "stage": None, "error": None, "status": "ok", "short_tracks": False} | more
+    given: dict = {"method": None, "part": None, "stage": None, "error": None, "status": "ok", "short_tracks": False} | more
     counted_as = PRIOR if score is None else score
     counts = {"frames_sampled": 4, "frames_scored": 0 if score is None else 4}
     ids = {"video_id": f"c/{name}.mp4", "group_id": f"g{name[-1]}"}
@@ -92,6 +92,30 @@ def test_markdown_names_denominators_failures_and_mistakes(report: Report) -> No
     assert "| c/fake2.mp4 | FAKE | swap | 0.2000 | 4 of 4 |" in text
     widths = {line.count(" | ") for line in text.split("## By video")[1].split("Intervals")[0].splitlines() if line.startswith("|")}
     assert len(widths) == 1
+
+
+def test_each_method_is_beside_all_reals_and_each_part_by_itself() -> None:
+    text = markdown(
+        _report(
+            [
+                _video("real1", "REAL", 0.1, part=0),
+                _video("real2", "REAL", 0.6, part=1),
+                _video("fake1", "FAKE", 0.9, part=0, method="swap"),
+                _video("fake2", "FAKE", 0.3, part=1, method="swap"),
+                _video("fake3", "FAKE", 0.8, part=1),
+            ]
+        )
+    )
+    assert "| swap | 2 | 2 | 0.5000 | 0.5000 |" in text
+    assert "| not known | 2 | 1 | 0.5000 | 1.0000 |" in text
+    assert "| 0 | 1 | 1 | 1.0000 | 1.0000 | 0.1054 | 1.0000 |" in text
+    assert "| 1 | 1 | 2 | 0.0000 | 0.5000 |" in text
+
+
+def test_no_table_of_methods_and_parts_that_nobody_knows() -> None:
+    text = markdown(_report([_video("real1", "REAL", 0.1), _video("fake2", "FAKE", 0.7)]))
+    assert "## By method" not in text
+    assert "## By part" not in text
 
 
 def test_one_class_is_undefined_in_words(tmp_path: Path) -> None:
