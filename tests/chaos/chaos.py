@@ -43,8 +43,8 @@ class Tally:
 
     @property
     def kills(self) -> int:
-        """Processes that got a deadly signal."""
-        return sum(count for blow, count in self.blows.items() if "SIG" in blow)
+        """Processes that were killed; a job that was told to stop is one too, an actor that was told so is not."""
+        return sum(count for blow, count in self.blows.items() if "SIGKILL" in blow or blow == "driver SIGTERM")
 
     def __str__(self) -> str:
         blows = ", ".join(f"{count} x {blow}" for blow, count in sorted(self.blows.items()))
