@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "coverage": (config.CoverageConfig, "dfdc_ray.preprocess.coverage:coverage"),
     "pack": (config.PackConfig, "dfdc_ray.shards.run:pack"),
     "train": (config.TrainConfig, "dfdc_ray.train.run:train"),
+    "calibrate": (config.CalibrateConfig, "dfdc_ray.evaluate.run:calibrate"),
     "evaluate": (config.EvaluateConfig, "dfdc_ray.evaluate.run:evaluate"),
     "predict": (config.PredictConfig, "dfdc_ray.serve.score:predict"),
     "demo": (config.DemoConfig, "dfdc_ray.demo.run:demo"),

@@ -181,6 +181,18 @@ class EvaluateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CalibrateConfig:
+    """Fit a checkpoint's calibration on its validation videos, so that a video's score is a probability; kept in the checkpoint folder."""
+
+    faces: str
+    """Output of preprocess or pack that it was trained from: folder or s3:// prefix."""
+    checkpoint: str
+    """Checkpoint folder (the train output's `best`), local or s3://."""
+    cache: str | None = None
+    """Folder on this machine's disk into which the shards that are needed are copied once (for --faces on S3)."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PredictConfig:
     """Score video files: how likely each is a fake, with the evidence by frame and by face."""
 

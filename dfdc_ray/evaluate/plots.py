@@ -1,4 +1,4 @@
-"""The report's pictures as PNG bytes: ROC curves, and histograms of the videos' scores. Figure objects, no global state."""
+"""The report's pictures as PNG bytes: ROC curves, histograms of the videos' scores, reliability. Figure objects, no global state."""
 
 import io
 
@@ -50,6 +50,25 @@ def histograms(scores: np.ndarray, labels: np.ndarray, *, title: str) -> bytes:
     lower.set(xlabel="score (probability of fake)", xlim=(0, 1))
     figure.align_ylabels()
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
+    return _png(figure)
+
+
+def reliability(before: np.ndarray, after: np.ndarray, labels: np.ndarray, *, title: str) -> bytes:
+    """Share of fakes over the scores [N] in tenths, before calibration and after it (once, where they are the same)."""
+    figure, axes = _figure(5.4, 5.4)
+    axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1, label="calibrated")
+    ways = [("scores", after, REAL)] if np.array_equal(before, after) else [("before", before, FAKE), ("after", after, REAL)]
+    for name, scores, colour in ways:
+        tenth = np.minimum((scores * 10).astype(int), 9)
+        filled = [i for i in range(10) if (tenth == i).any()]
+        points = [(scores[tenth == i].mean(), labels[tenth == i].mean(), int((tenth == i).sum())) for i in filled]
+        x, y = [p[0] for p in points], [p[1] for p in points]
+        axes.plot(x, y, color=colour, marker="o", markersize=4, linewidth=1.2, label=f"{name} ({len(scores)} videos)")
+        for at, share, count in points:
+            axes.annotate(str(count), (at, share), xytext=(4, -9), textcoords="offset points", fontsize=7, color=colour)
+    axes.set(xlabel="mean score in a tenth", ylabel="share of fakes", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
+    axes.set_title(title, fontsize=10, loc="left")
+    axes.legend(loc="upper left", fontsize=8, frameon=False)
     return _png(figure)
 
 

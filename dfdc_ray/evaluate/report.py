@@ -1,4 +1,4 @@
-"""What an evaluation says: report.json (everything), report.md, roc.png, scores.png, scores.csv, and tables on the console."""
+"""What an evaluation says: report.json (everything), report.md, roc.png, scores.png, reliability.png, scores.csv, tables on the console."""
 
 import csv
 import io
@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dfdc_ray import storage
-from dfdc_ray.evaluate import plots
-from dfdc_ray.evaluate.metrics import THRESHOLD, Interval, Level, Metrics, binary_metrics
+from dfdc_ray.evaluate import calibration, plots
+from dfdc_ray.evaluate.metrics import THRESHOLD, Interval, Level, Metrics, binary_metrics, log_losses
 
 FORMAT_VERSION = 1
 WORST = 10
@@ -51,7 +51,8 @@ class JudgedVideo:
     status: str  # the ledger's, or no_core_face
     stage: str | None
     error: str | None
-    score: float | None  # None: no face to score
+    raw_score: float | None  # the model's; None: no face to score
+    score: float | None  # calibrated, where the checkpoint is
     counted_as: float  # the score in the metrics: the model's, or the training prior
     frames_sampled: int
     frames_scored: int
@@ -94,6 +95,10 @@ def write(report: Report, out: str) -> None:
     frames = report.frame_scores, report.frame_labels
     storage.write_bytes(storage.join(out, "roc.png"), plots.roc((scores, labels), frames, title=report.title))
     storage.write_bytes(storage.join(out, "scores.png"), plots.histograms(scores[scored], labels[scored], title=report.title + unscored))
+    reliability = plots.reliability(
+        np.array([v.raw_score for v in report.videos if v.score is not None]), scores[scored], labels[scored], title=report.title + unscored
+    )
+    storage.write_bytes(storage.join(out, "reliability.png"), reliability)
     storage.write_bytes(storage.join(out, "scores.csv"), scores_csv(report).encode())
     storage.write_bytes(storage.join(out, "report.md"), markdown(report).encode())
     storage.write_bytes(storage.join(out, "report.json"), (json.dumps(to_json(report), indent=2) + "\n").encode())
@@ -193,7 +198,8 @@ def markdown(report: Report) -> str:
     for what, values in (("method", [v.method for v in report.videos if v.label == "FAKE"]), ("part", [v.part for v in report.videos])):
         if any(value is not None for value in values):
             lines += [f"## By {what}", "", *_markdown_table(*_slices(report.videos, what)), ""]
-    lines += ["![ROC](roc.png)", "", "![Scores](scores.png)", "", "## Videos without a score", ""]
+    lines += ["## Calibration", "", *_calibration(report)]
+    lines += ["![ROC](roc.png)", "", "![Reliability](reliability.png)", "", "![Scores](scores.png)", "", "## Videos without a score", ""]
     if report.unscored:
         lines += [f"{len(report.unscored)} of {len(report.videos)} labelled videos; each counts at the training prior.", ""]
         rows = [[v.video_id, v.label, v.status, ": ".join(filter(None, (v.stage, v.error)))] for v in report.unscored]
@@ -211,6 +217,23 @@ def markdown(report: Report) -> str:
     else:
         lines += ["None.", ""]
     return "\n".join(lines)
+
+
+def _calibration(report: Report) -> list[str]:
+    """What calibration does to the scored videos of this split."""
+    scored = [v for v in report.videos if v.raw_score is not None]
+    labels = np.array([v.label == "FAKE" for v in scored], dtype=np.int64)
+    if not scored:
+        return ["No video has a score.", ""]
+    before, after = np.array([v.raw_score for v in scored]), np.array([v.score for v in scored])
+    rows = [
+        [name, f"{log_losses(scores, labels).mean():.4f}", f"{calibration.error(scores, labels):.4f}"]
+        for name, scores in (("as the model gives them", before), ("calibrated", after))
+    ]
+    if report.protocol["calibration"].startswith("none"):
+        rows = rows[:1]
+    header = [f"scores of {len(scored)} videos", "log loss", f"calibration error ({calibration.BINS} bins)"]
+    return [*_markdown_table(header, rows), f"Calibration: {report.protocol['calibration']}.", ""]
 
 
 def _slices(videos: Sequence[JudgedVideo], what: str) -> tuple[list[str], list[list[str]]]:

@@ -20,15 +20,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from dfdc_ray import __version__, storage
-from dfdc_ray.config import EvaluateConfig
+from dfdc_ray.config import CalibrateConfig, EvaluateConfig
 from dfdc_ray.console import Work, console
 from dfdc_ray.corpus import splits
 from dfdc_ray.errors import UserError
+from dfdc_ray.evaluate import calibration
 from dfdc_ray.evaluate import report as reports
 from dfdc_ray.evaluate.aggregate import RULE, Aggregate, aggregate
-from dfdc_ray.evaluate.metrics import LOG_LOSS_EPS, THRESHOLD, Level, judge
+from dfdc_ray.evaluate.calibration import Calibration
+from dfdc_ray.evaluate.metrics import LOG_LOSS_EPS, THRESHOLD, Level, judge, log_losses
 from dfdc_ray.evaluate.report import JudgedVideo, Report
-from dfdc_ray.evaluate.scorer import Scorer, load_scorer
+from dfdc_ray.evaluate.scorer import Scorer, load_scorer, weights_of
 from dfdc_ray.shards.cache import cached, check_folder
 from dfdc_ray.shards.dataset import FaceDataset, FixedOrder, RowTable, loader, read_rows
 from dfdc_ray.shards.manifest import Manifest, read_ledger, read_manifest
@@ -65,6 +67,31 @@ def evaluate(config: EvaluateConfig) -> None:
     reports.show(report, console)
     reports.write(report, config.out)
     console.print(f"Report: {storage.join(storage.absolute(config.out), 'report.md')}", markup=False, highlight=False, soft_wrap=True)
+
+
+def calibrate(config: CalibrateConfig) -> None:
+    """The `calibrate` command: fit on the validation videos that have a face, and write it into the checkpoint folder."""
+    scorer = load_scorer(config.checkpoint, calibrated=False)
+    manifest = read_manifest(config.faces)
+    options = EvaluateConfig(faces=config.faces, checkpoint=config.checkpoint, out="", split="validation", cache=config.cache)
+    videos = _videos(options, scorer.config["split"])
+    _refuse_seen(options, scorer.config, videos.groups)
+    found = _score(options, scorer, manifest, videos)
+    scored = [row for row in videos.labelled if row["video_id"] in found]
+    scores = np.array([found[row["video_id"]].score for row in scored])
+    labels = np.array([row["label"] == "FAKE" for row in scored], dtype=np.int64)
+    a, b = calibration.fit(scores, labels)
+    counts = {"reals": int((labels == 0).sum()), "fakes": int(labels.sum())}
+    fitted = Calibration(a=a, b=b, **counts, data_hash=manifest.data_hash, weights=weights_of(scorer.config))
+    calibration.save(config.checkpoint, fitted)
+    after = fitted(scores)
+    console.print(
+        f"{fitted.describe()}.\nOn these very videos: log loss {log_losses(scores, labels).mean():.4f} before, "
+        f"{log_losses(after, labels).mean():.4f} after; calibration error {calibration.error(scores, labels):.4f} before, "
+        f"{calibration.error(after, labels):.4f} after. `evaluate` says what it does to videos that nothing was fitted to.",
+        highlight=False,
+        soft_wrap=True,
+    )
 
 
 def _videos(config: EvaluateConfig, rule: str) -> _Videos:
@@ -141,7 +168,10 @@ def _report(
     warnings: tuple[str, ...],
 ) -> Report:
     prior = float(scorer.config["prior"])
-    judged = tuple(_judged(row, aggregates.get(row["video_id"]), videos.methods.get(row["video_id"]), prior) for row in videos.labelled)
+    judged = tuple(
+        _judged(row, aggregates.get(row["video_id"]), videos.methods.get(row["video_id"]), prior, scorer.calibration)
+        for row in videos.labelled
+    )
     in_frames = [(v, score) for v in judged if v.video_id in aggregates for score in aggregates[v.video_id].frame_scores]
     video = _level(list(judged), [v.counted_as for v in judged], prior)
     frame = _level([v for v, _ in in_frames], [float(score) for _, score in in_frames], prior)
@@ -163,10 +193,15 @@ def _level(videos: list[JudgedVideo], scores: list[float], prior: float) -> Leve
     return judge(np.array(scores, dtype=np.float64), labels, np.array([v.group_id for v in videos], dtype=str), train_prior=prior)
 
 
-def _judged(row: Mapping[str, Any], found: Aggregate | None, method: str | None, prior: float) -> JudgedVideo:
+def _judged(
+    row: Mapping[str, Any], found: Aggregate | None, method: str | None, prior: float, calibrated: Calibration | None
+) -> JudgedVideo:
     status, error = row["status"], row["error"]
     if status == "ok" and found is None:
         status, error = "no_core_face", "its only faces are in the extra frames of real videos, which belong to training"
+    score = None if found is None else found.score
+    if calibrated is not None and score is not None:
+        score = float(calibrated(np.array([score]))[0])
     return JudgedVideo(
         video_id=row["video_id"],
         group_id=row["group_id"],
@@ -176,8 +211,9 @@ def _judged(row: Mapping[str, Any], found: Aggregate | None, method: str | None,
         status=status,
         stage=row["stage"],
         error=error,
-        score=None if found is None else found.score,
-        counted_as=prior if found is None else found.score,
+        raw_score=None if found is None else found.score,
+        score=score,
+        counted_as=prior if score is None else score,
         frames_sampled=row["core_decoded"],
         frames_scored=0 if found is None else len(found.frames),
         short_tracks=found is not None and found.short,
@@ -226,6 +262,7 @@ def _protocol(
         "frames_sampled": sum(v.frames_sampled for v in videos),
         "frames_scored": frames_scored,
         "aggregation": RULE,
+        "calibration": scorer.calibration.describe() if scorer.calibration else "none: `dfdc-ray calibrate` fits one on validation",
         "threshold": THRESHOLD,
         "log_loss_clipping": LOG_LOSS_EPS,
         "without_a_face": "counts at the training prior, by video; not in the numbers by frame",

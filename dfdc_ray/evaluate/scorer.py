@@ -7,6 +7,8 @@ import numpy as np
 import torch
 
 from dfdc_ray.errors import UserError
+from dfdc_ray.evaluate import calibration
+from dfdc_ray.evaluate.calibration import Calibration
 from dfdc_ray.faces.crop import decode
 from dfdc_ray.train import transforms
 from dfdc_ray.train.checkpoint import load_model
@@ -15,10 +17,13 @@ _BATCH = 64
 
 
 class Scorer:
-    """Scores faces on the GPU where there is one, else on the CPU, in single precision. `config` is the checkpoint's config.json."""
+    """Scores faces on the GPU where there is one, else on the CPU, in single precision. `config` is the checkpoint's config.json.
 
-    def __init__(self, model: torch.nn.Module, config: dict[str, Any]) -> None:
-        self.config = config
+    calibration: of videos' scores (not of faces'); None where the checkpoint has none.
+    """
+
+    def __init__(self, model: torch.nn.Module, config: dict[str, Any], calibration: Calibration | None = None) -> None:
+        self.config, self.calibration = config, calibration
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
         self.transform = transforms.evaluation(config["transform"])
@@ -47,6 +52,12 @@ class Scorer:
         return np.concatenate(scores)
 
 
-def load_scorer(checkpoint: str) -> Scorer:
-    """The scorer of a checkpoint folder. UserError when there is none or it is damaged."""
-    return Scorer(*load_model(checkpoint))
+def load_scorer(checkpoint: str, *, calibrated: bool = True) -> Scorer:
+    """The scorer of a checkpoint folder, with its calibration if it has one. UserError when there is none or it is damaged."""
+    model, config = load_model(checkpoint)
+    return Scorer(model, config, calibration.load(checkpoint, weights=weights_of(config)) if calibrated else None)
+
+
+def weights_of(config: dict[str, Any]) -> str:
+    """SHA-256 of the weights of a checkpoint, by its config.json."""
+    return str(config["files"]["model.safetensors"])

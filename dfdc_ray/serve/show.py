@@ -24,7 +24,7 @@ _COLOURS = {"REAL": "green", "FAKE": "red"}
 
 
 def sureness(score: float) -> str:
-    """In words how far a score is from the threshold; not a probability, since the score is not calibrated."""
+    """In words how far a score is from the threshold."""
     distance = abs(score - THRESHOLD)
     return "hardly more than a guess" if distance < 0.1 else "leaning that way" if distance < 0.3 else "a clear answer"
 
@@ -40,12 +40,20 @@ def video(result: VideoScore, console: Console) -> None:
     seen = len({face.frame for track in result.tracks for face in track.faces})
     lines: list[Text | Table] = [
         Text.assemble((result.verdict, f"bold {colour}"), f"  score {result.score:.3f} (0 real, 1 fake): {sureness(result.score)}"),
+        Text(_meaning(result), style="dim"),
         Text(f"{seen} of {result.frames_sampled} sampled frames scored, {result.width}x{result.height} pixels", style="dim"),
     ]
     if result.short_tracks:
         lines.append(Text(f"No face is in {MIN_COVERAGE_PERCENT} % of the frames: the longest one decides.", style="yellow"))
     lines += [*timeline(result.frames), faces(result)]
     console.print(Panel(Group(*lines), title=title, title_align="left", border_style=colour), highlight=False)
+
+
+def _meaning(result: VideoScore) -> str:
+    if not result.calibrated:
+        return "The score is not calibrated: no probability (dfdc-ray calibrate)."
+    like = f"of videos like those of validation that get this score, {result.score:.0%} are fake"
+    return f"Calibrated: {like} (the model's own score: {result.raw_score:.3f})."
 
 
 def timeline(frames: Sequence[FrameScore]) -> list[Text]:

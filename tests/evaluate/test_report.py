@@ -13,6 +13,7 @@ from dfdc_ray.evaluate.metrics import Metrics, judge
 from dfdc_ray.evaluate.report import JudgedVideo, Report, markdown, scores_csv, show, write
 
 PRIOR = 0.75
+FILES = ["reliability.png", "report.json", "report.md", "roc.png", "scores.csv", "scores.png"]
 
 
 def _video(name: str, label: str, score: float | None, **more: object) -> JudgedVideo:
@@ -20,7 +21,7 @@ def _video(name: str, label: str, score: float | None, **more: object) -> Judged
     counted_as = PRIOR if score is None else score
     counts = {"frames_sampled": 4, "frames_scored": 0 if score is None else 4}
     ids = {"video_id": f"c/{name}.mp4", "group_id": f"g{name[-1]}"}
-    return JudgedVideo(label=label, score=score, counted_as=counted_as, **ids, **counts, **given)
+    return JudgedVideo(label=label, raw_score=score, score=score, counted_as=counted_as, **ids, **counts, **given)
 
 
 def _report(videos: list[JudgedVideo]) -> Report:
@@ -28,7 +29,13 @@ def _report(videos: list[JudgedVideo]) -> Report:
     level = judge(scores, labels, np.array([v.group_id for v in videos]), train_prior=PRIOR)
     return Report(
         title="Evaluation of resnet34 on the test split",
-        protocol={"split_rule": "hash:0", "videos": len(videos), "train_prior": PRIOR, "versions": {"torch": "1", "numpy": "2"}},
+        protocol={
+            "split_rule": "hash:0",
+            "calibration": "none",
+            "videos": len(videos),
+            "train_prior": PRIOR,
+            "versions": {"torch": "1", "numpy": "2"},
+        },
         warnings=("GENERATED CORPUS: says nothing about real fakes",),
         video=level,
         frame=level,
@@ -57,8 +64,8 @@ def report() -> Report:
 
 def test_all_files_are_written(report: Report, tmp_path: Path) -> None:
     write(report, str(tmp_path / "out"))
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["report.json", "report.md", "roc.png", "scores.csv", "scores.png"]
-    for name in ("roc.png", "scores.png"):
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == FILES
+    for name in ("reliability.png", "roc.png", "scores.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
 
 

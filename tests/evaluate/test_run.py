@@ -16,11 +16,12 @@ import pytest
 import torch
 from helpers import pack_shards
 
-from dfdc_ray.config import EvaluateConfig, PreprocessConfig
+from dfdc_ray.config import CalibrateConfig, EvaluateConfig, PreprocessConfig
 from dfdc_ray.corpus.index import INDEX
 from dfdc_ray.corpus.splits import assign
 from dfdc_ray.errors import UserError
-from dfdc_ray.evaluate.run import evaluate
+from dfdc_ray.evaluate import calibration
+from dfdc_ray.evaluate.run import calibrate, evaluate
 from dfdc_ray.evaluate.scorer import load_scorer
 from dfdc_ray.faces.crop import encode
 from dfdc_ray.models import create_model
@@ -227,3 +228,27 @@ def test_an_incomplete_copy_of_the_faces_is_named(faces: Path, best: Path, tmp_p
     (copy / "index.parquet").unlink()
     with pytest.raises(UserError, match=r"index\.parquet is absent"):
         _evaluate(copy, best, tmp_path / "report")
+
+
+def test_calibration_is_fitted_on_validation_and_used_from_then_on(faces: Path, best: Path, tmp_path: Path) -> None:
+    """A model of random weights on noise, so the labels of one video decide the sign of the scaling: it may be refused."""
+    checkpointed = tmp_path / "best"
+    shutil.copytree(best, checkpointed)
+    before = _evaluate(faces, checkpointed, tmp_path / "before")
+    assert before["protocol"]["calibration"].startswith("none")
+    weights = json.loads((checkpointed / "config.json").read_text())["files"]["model.safetensors"]
+    try:
+        calibrate(CalibrateConfig(faces=str(faces), checkpoint=str(checkpointed)))
+    except UserError as error:
+        assert "nothing to calibrate" in str(error)  # noqa: PT017
+        assert not (checkpointed / calibration.FILE).exists()
+    fitted = calibration.Calibration(a=2.0, b=-0.3, reals=1, fakes=3, data_hash="x", weights=weights)
+    calibration.save(str(checkpointed), fitted)
+    after = _evaluate(faces, checkpointed, tmp_path / "after")
+    assert "1 real and 3 fake validation videos" in after["protocol"]["calibration"]
+    raw, again = ([v["raw_score"] for v in report["videos"] if v["score"] is not None] for report in (before, after))
+    assert again == raw
+    found = [v["score"] for v in after["videos"] if v["score"] is not None]
+    assert found == pytest.approx(fitted(np.array(raw)).tolist(), abs=1e-5)
+    assert {v["counted_as"] for v in after["videos"] if v["score"] is None} == {PRIOR}
+    assert "| calibrated |" in (tmp_path / "after" / "report.md").read_text()

@@ -1,0 +1,96 @@
+"""From a video's score to a probability: Platt's scaling, fitted on the validation videos and kept beside the checkpoint's weights.
+
+    p = sigmoid(a * logit(score) + b)
+
+a and b by maximum likelihood with the targets (n_fake + 1) / (n_fake + 2) and 1 / (n_real + 2) instead of 1 and 0, so that a stays finite
+where scores separate the classes (Platt, Probabilistic Outputs for Support Vector Machines, 1999, section 2.2). It changes no order.
+"""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch.nn import functional
+from torchmetrics.functional.classification import binary_calibration_error
+
+from dfdc_ray import storage
+from dfdc_ray.errors import UserError
+
+FILE = "calibration.json"
+BINS = 15  # of the calibration error, of equal width: Guo et al. 2017, https://arxiv.org/abs/1706.04599
+_CLIP = 1e-6  # scores are kept so far from 0 and 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """What was fitted, on how many videos of which data; `weights` is the SHA-256 of the model that it belongs to."""
+
+    a: float
+    b: float
+    reals: int
+    fakes: int
+    data_hash: str
+    weights: str
+
+    def __call__(self, scores: np.ndarray) -> np.ndarray:
+        """Probabilities of fake, float64 [N], for videos' scores in [0, 1]."""
+        return torch.sigmoid(torch.from_numpy(_logits(scores)) * self.a + self.b).numpy()
+
+    def describe(self) -> str:
+        """For people."""
+        return f"Platt's scaling (a {self.a:.3f}, b {self.b:.3f}), fitted on {self.reals} real and {self.fakes} fake validation videos"
+
+
+def fit(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """a and b for scores in [0, 1] and labels (0 real, 1 fake), both [N]. UserError with one class only, or where no scaling helps."""
+    fakes = int((labels == 1).sum())
+    reals = len(labels) - fakes
+    if not (reals and fakes):
+        raise UserError(f"Validation has {reals} real and {fakes} fake videos with a face: calibration needs both.")
+    logits = torch.from_numpy(_logits(scores))
+    targets = torch.where(torch.from_numpy(labels == 1), (fakes + 1) / (fakes + 2), 1 / (reals + 2)).double()
+    both = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([both], max_iter=200, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        loss = functional.binary_cross_entropy_with_logits(both[0] * logits + both[1], targets)
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    a, b = both.detach().tolist()
+    if not (math.isfinite(a) and math.isfinite(b) and a > 0):
+        raise UserError("On the validation videos a higher score does not go with fakes: there is nothing to calibrate. Train longer.")
+    return a, b
+
+
+def error(scores: np.ndarray, labels: np.ndarray) -> float:
+    """Expected calibration error in BINS bins: how far, on the average over videos, the mean score is from the share of fakes."""
+    return float(binary_calibration_error(torch.from_numpy(scores), torch.from_numpy(labels), n_bins=BINS, norm="l1"))
+
+
+def save(checkpoint: str, calibration: Calibration) -> None:
+    """Put it into a checkpoint folder, replacing an earlier one."""
+    storage.write_bytes(storage.join(checkpoint, FILE), json.dumps(asdict(calibration), indent=1).encode())
+
+
+def load(checkpoint: str, *, weights: str) -> Calibration | None:
+    """What is in a checkpoint folder; None if it is not calibrated. UserError if it is damaged or of other weights."""
+    uri = storage.join(checkpoint, FILE)
+    try:
+        found = Calibration(**json.loads(storage.read_bytes(uri)))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{uri} is damaged ({error!r}). Run `dfdc-ray calibrate` again, or delete it.") from error
+    if found.weights != weights:
+        raise UserError(f"{uri} belongs to other weights, from before training went on. Run `dfdc-ray calibrate` again, or delete it.")
+    return found
+
+
+def _logits(scores: np.ndarray) -> np.ndarray:
+    clipped = np.clip(np.asarray(scores, dtype=np.float64), _CLIP, 1 - _CLIP)
+    return np.asarray(np.log(clipped) - np.log1p(-clipped))
