@@ -12,9 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dfdc_ray.shards import packed
+from dfdc_ray.shards.format import FORMAT_VERSION
 from dfdc_ray.shards.manifest import read_manifest
 from dfdc_ray.shards.pack import plan
-from dfdc_ray.shards.schema import FACES, FORMAT_VERSION
+from dfdc_ray.shards.schema import FACES
 from dfdc_ray.shards.write import parquet_bytes
 
 # Mean RGB: the two classes can be told apart by it, through any augmentation.

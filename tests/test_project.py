@@ -23,7 +23,7 @@ JOBS = ("preprocess", "pack", "train", "evaluate", "predict")
 # Below every package, so that any may import them; they import only each other.
 BASE = {"storage", "s3", "ranged", "config", "errors", "console", "cluster", ""}
 # The schema of shards and how its bytes are written: preprocess and everything after it share them.
-LEAVES = {"shards.schema", "shards.write"}
+LEAVES = {"shards.format", "shards.schema", "shards.write"}
 # Above every package.
 TOP = {"cli", "doctor"}
 
@@ -108,6 +108,14 @@ def test_preprocessing_imports_no_torch() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split()[-1] == "False"
+
+
+def test_the_decoding_process_imports_no_pyarrow() -> None:
+    """Nor anything else of some 30 MB: there is one for every core."""
+    large = ["boto3", "pandas", "pyarrow", "ray", "scipy", "torch"]
+    code = f"import sys, dfdc_ray.preprocess.child\nprint([m for m in {large} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert done.stdout.split("\n")[-2] == "[]"
 
 
 def test_ray_is_imported_only_where_it_may_be() -> None:

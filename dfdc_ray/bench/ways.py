@@ -4,13 +4,14 @@ opencv-read    OpenCV's read loop, nothing else
 report         the founding report's way: OpenCV's read loop and `DeepFace.extract_faces` (SSD)
 pyav-full      PyAV decodes every frame up to the last wanted one; our detector at its full size on each; crops
 parts          what ours consists of, bare: needed packets only, boxes of the original reused, looks of all sizes, crops; nothing else
-unit           preprocess.unit, as the child process runs it
+unit           preprocess.unit as the child process runs it, and the shard and the receipt as an actor writes them
 ray            the command's own actors on Ray Data, one worker (bench/preprocess.py): CPU time of all its processes
 
 All take the same frames of the same videos.
 """
 
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -24,9 +25,10 @@ from dfdc_ray.corpus.zips import open_video
 from dfdc_ray.faces.crop import crop_rect, cut, encode
 from dfdc_ray.faces.detect import Box, Detector
 from dfdc_ray.faces.follow import Follower
+from dfdc_ray.preprocess import receipts as rc
 from dfdc_ray.preprocess.plan import Unit, Video
 from dfdc_ray.preprocess.settings import Settings
-from dfdc_ray.preprocess.unit import process_unit, process_video
+from dfdc_ray.preprocess.unit import UnitResult, process_unit, process_video
 from dfdc_ray.video.decode import decode_frames, probe
 from dfdc_ray.video.sampling import sample
 
@@ -149,15 +151,26 @@ def _parts(given: Material, detector: Detector, settings: Settings) -> Outcome:
 
 def _unit(given: Material, detector: Detector, settings: Settings) -> Outcome:
     outcome = Outcome()
-    for unit in given.units:
-        for video in process_unit(unit, lambda v, guide: process_video(v, settings, detector, guide)).videos:
-            outcome.frames += video.ledger["frames_decoded"]
-            outcome.with_face = (outcome.with_face or 0) + video.ledger["frames_with_face"]
-            outcome.faces += video.ledger["faces"]
-            outcome.picture_bytes += sum(len(row["image"]["bytes"]) for row in video.faces)
-            for stage, seconds in video.seconds.items():
-                outcome.seconds_by_stage[stage] = outcome.seconds_by_stage.get(stage, 0.0) + seconds
+    clock = _Clock(outcome.seconds_by_stage)
+    with tempfile.TemporaryDirectory() as folder:
+        output = rc.open_output(folder, settings)
+        for unit in given.units:
+            result = process_unit(unit, lambda v, guide: process_video(v, settings, detector, guide))
+            clock.start()
+            output.commit(result, generation=0)
+            clock.lap("write")
+            _add(outcome, result)
     return outcome
+
+
+def _add(outcome: Outcome, result: UnitResult) -> None:
+    for video in result.videos:
+        outcome.frames += video.ledger["frames_decoded"]
+        outcome.with_face = (outcome.with_face or 0) + video.ledger["frames_with_face"]
+        outcome.faces += video.ledger["faces"]
+        outcome.picture_bytes += sum(len(row["image"]["bytes"]) for row in video.faces)
+        for stage, seconds in video.seconds.items():
+            outcome.seconds_by_stage[stage] = outcome.seconds_by_stage.get(stage, 0.0) + seconds
 
 
 def _crop(outcome: Outcome, rgb: np.ndarray, boxes: list[Box], settings: Settings) -> None:
@@ -177,6 +190,9 @@ class _Clock:
 
     def __init__(self, seconds: dict[str, float]) -> None:
         self.seconds, self.last = seconds, time.process_time()
+
+    def start(self) -> None:
+        self.last = time.process_time()
 
     def lap(self, stage: str) -> None:
         now = time.process_time()

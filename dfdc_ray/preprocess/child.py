@@ -9,6 +9,7 @@ import ctypes
 import resource
 import signal
 import sys
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -29,7 +30,8 @@ def main() -> None:
     Out: ("ready",), then for each video any number of ("stage", name), one ("traffic", Traffic), and one of ("result", VideoResult),
     ("storage", message).
     """
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # do not outlive a killed supervisor
+    libc = ctypes.CDLL(None)
+    libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # do not outlive a killed supervisor
     connection = Connection(int(sys.argv[1]))
     settings, memory = connection.recv()
     detector = None
@@ -43,6 +45,8 @@ def main() -> None:
         except EOFError:
             return
         connection.send(_answer(connection, video, guide, settings, detector))
+        with suppress(AttributeError):  # glibc has it: else it keeps what videos of other sizes needed, up to 100 MB
+            libc.malloc_trim(0)
 
 
 def _answer(connection: Connection, video: Video, guide: Guide | None, settings: Settings, detector: Any) -> tuple[str, Any]:

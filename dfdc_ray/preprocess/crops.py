@@ -27,7 +27,8 @@ from dfdc_ray.faces.crop import decode
 from dfdc_ray.preprocess.crop_sources import Crop, read_source
 from dfdc_ray.preprocess.plan import units
 from dfdc_ray.preprocess.receipts import LEDGER, json_bytes, versions
-from dfdc_ray.shards.schema import FACES, FORMAT_VERSION
+from dfdc_ray.shards.format import FORMAT_VERSION
+from dfdc_ray.shards.schema import FACES
 from dfdc_ray.shards.write import parquet_writer
 
 T = TypeVar("T")

@@ -4,9 +4,10 @@ import hashlib
 import json
 import re
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pyarrow as pa
+if TYPE_CHECKING:  # the child process needs Video, and has no use for 30 MB of pyarrow
+    import pyarrow as pa
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ class Unit:
         return Unit(fields["unit_id"], fields["family_id"], tuple(Video(**video) for video in fields["videos"]))
 
 
-def units(index: pa.Table) -> list[Unit]:
+def units(index: "pa.Table") -> list[Unit]:
     """The index as units, ordered by part and family_id. A unit's id depends on its family_id alone.
 
     By part, because an actor keeps the directories of few zips: units of one zip follow each other.
@@ -62,7 +63,7 @@ def units(index: pa.Table) -> list[Unit]:
 _FIELDS = tuple(Video.__dataclass_fields__)
 
 
-def _objects(column: pa.ChunkedArray) -> list[Any]:
+def _objects(column: "pa.ChunkedArray") -> list[Any]:
     """As Python objects, one for all equal values: 95,634 videos are in 17,387 families, 50 groups and one corpus."""
     encoded = column.combine_chunks().dictionary_encode()
     values = encoded.dictionary.to_pylist()

@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
+from ray.data._internal.execution import streaming_executor_state
 from ray.experimental import internal_kv
 
 from dfdc_ray import storage
@@ -36,6 +37,7 @@ from dfdc_ray.preprocess.supervise import Worker
 from dfdc_ray.preprocess.unit import Guide, VideoResult, process_unit
 from dfdc_ray.storage import Traffic
 
+_POLL_S = 1.0  # how often Ray Data looks around while nothing happens; by itself 10 times a second, which costs 2 % of a core
 _DEATHS = 10  # of actors under one unit, before it is left to the next run
 MEMORY_PER_ACTOR = 1.5 * 2**30  # bytes that Ray reserves: actor and child together, 1080p
 
@@ -182,6 +184,7 @@ def stream(
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that its bars are off
     slowest = max(len(unit.videos) for unit, _ in work) * 4 * config.video_timeout_s  # every video and its storage stall, twice
     context.execution_no_progress_timeout_s = int(1800 + slowest)
+    streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = _POLL_S
     context.max_errored_blocks = -1  # a unit that Ray gives up is missed below, and the others go on
     custom: dict[str, Any] = {"resources": {config.resource: 1}} if config.resource else {}
     items = [{"unit": unit.to_json(), "generation": generation} for unit, generation in work]

@@ -8,7 +8,7 @@ from dfdc_ray.errors import UserError
 from dfdc_ray.faces.detect import resolve
 from dfdc_ray.faces.follow import SMALLER_SIDES
 from dfdc_ray.faces.weights import checksums
-from dfdc_ray.shards.schema import FORMAT_VERSION
+from dfdc_ray.shards.format import FORMAT_VERSION
 
 MAX_SIDE = {"face": 320, "frame": 640}  # pixels
 

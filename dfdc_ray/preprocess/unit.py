@@ -18,7 +18,6 @@ from dfdc_ray.faces.tracks import link
 from dfdc_ray.preprocess import align
 from dfdc_ray.preprocess.plan import Unit, Video
 from dfdc_ray.preprocess.settings import Settings
-from dfdc_ray.shards.schema import BOXES
 from dfdc_ray.storage import Input, Traffic
 from dfdc_ray.video.decode import VideoInfo, decode_frames, probe
 from dfdc_ray.video.sampling import Sample, sample, subset
@@ -42,7 +41,7 @@ class VideoResult:
 
     ledger: dict[str, Any]
     faces: list[dict[str, Any]] = field(default_factory=list)  # columns of shards.schema.FACES
-    boxes: list[dict[str, Any]] = field(default_factory=list)  # columns of shards.schema.BOXES
+    boxes: list[dict[str, Any]] = field(default_factory=list)  # those rows whose boxes were found on this very video
     guide: Guide | None = None
     seconds: dict[str, float] = field(default_factory=dict)  # CPU seconds by stage
     traffic: Traffic = field(default_factory=Traffic)  # what reading it took from S3
@@ -239,7 +238,7 @@ class _Work:
             guide = Guide(info.width, info.height, len(info.pts), tuple(core), faces, found.thumbnails)
         elif may_guide:
             guide = Guide(info.width, info.height, len(info.pts), tuple(core), {}, {})
-        boxes = [{name: row[name] for name in BOXES.names} for row in rows] if source == "self" else []
+        boxes = rows if source == "self" else []
         return VideoResult(ledger_row(self.video, status=status, **counts), rows, boxes, guide, self.seconds)
 
     def _rows(self, info: VideoInfo, s: Sample, found: "_Found", source: str | None) -> list[dict[str, Any]]:

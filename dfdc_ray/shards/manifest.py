@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 
 from dfdc_ray import storage
 from dfdc_ray.errors import UserError
-from dfdc_ray.shards.schema import FORMAT_VERSION
+from dfdc_ray.shards.format import FORMAT_VERSION
 
 _BUFFER = 64 << 10  # bytes: the small columns of a row group of some MB
 _BEGUN = (("receipts", "preprocess"), ("shards", "pack"))  # the folder that shows which command has begun an output

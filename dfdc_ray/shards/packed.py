@@ -17,9 +17,9 @@ from typing import Any
 
 from dfdc_ray import storage
 from dfdc_ray.errors import UserError
+from dfdc_ray.shards.format import FORMAT_VERSION
 from dfdc_ray.shards.manifest import Manifest
 from dfdc_ray.shards.pack import Shard, build
-from dfdc_ray.shards.schema import FORMAT_VERSION
 
 _THREADS = 16  # for reading many small objects
 _COUNTED = ("videos", "tracks", "rows")

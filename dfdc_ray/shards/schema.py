@@ -2,8 +2,6 @@
 
 import pyarrow as pa
 
-FORMAT_VERSION = 1
-
 # Hugging Face's image convention: `datasets`, DuckDB, Polars and pandas read it as it is.
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

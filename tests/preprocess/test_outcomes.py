@@ -1,5 +1,6 @@
 """What a run says and does about bad videos, finished work, retries and parts that arrive later."""
 
+import inspect
 import json
 import shutil
 import tempfile
@@ -12,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from ray.data._internal.execution import streaming_executor_state
 from small_disk import small_disk
 
 from dfdc_ray.config import PreprocessConfig
@@ -167,6 +169,10 @@ def test_a_run_stops_where_each_further_unit_would_wait_for_nothing(places, ends
     failures = run._run(PreprocessConfig(corpus=("x",), out="out"), settings, "out", work, sizes={})
     assert len(seen) == ends
     assert len(failures) == 40 - ends + sum(place is not None for place in places[:ends])
+
+
+def test_how_often_ray_data_looks_around_can_still_be_set():
+    assert "timeout=WAIT_FOR_TASK_COMPLETION_TIMEOUT_S" in inspect.getsource(streaming_executor_state)
 
 
 def test_parts_that_arrive_later_are_added(small_corpus, tmp_path, capsys):
