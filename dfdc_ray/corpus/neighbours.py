@@ -1,6 +1,7 @@
 """Whether a file that cannot be read is alone in that: then it is its own trouble, else that of the storage."""
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import suppress
 
@@ -8,7 +9,8 @@ from dfdc_ray import storage
 from dfdc_ray.corpus.zips import is_zip, outermost
 from dfdc_ray.errors import StorageError, UserError
 
-_MOST = 5  # files that are tried
+_MOST = 5  # files that are tried,
+_WAIT_S = 120.0  # and how long in all: storage that hangs must not take its caller with it
 
 
 def folder_of(uri: str) -> str:
@@ -19,12 +21,20 @@ def folder_of(uri: str) -> str:
 
 def neighbour_is_readable(uri: str) -> bool:
     """Whether a byte of the zip around the video, or of another file in its folder, can be read."""
-    with suppress(StorageError, UserError, FileNotFoundError):
-        for other in _neighbours(uri):
-            with suppress(StorageError, UserError, FileNotFoundError), storage.open_input(other) as file:
-                if file.read(1):
-                    return True
-    return False
+    found = threading.Event()
+
+    def look() -> None:
+        with suppress(StorageError, UserError, FileNotFoundError):
+            for other in _neighbours(uri):
+                with suppress(StorageError, UserError, FileNotFoundError), storage.open_input(other) as file:
+                    if file.read(1):
+                        found.set()
+                        return
+
+    looking = threading.Thread(target=look, daemon=True)
+    looking.start()
+    looking.join(_WAIT_S)
+    return found.is_set()
 
 
 def _neighbours(uri: str) -> Iterator[str]:
