@@ -10,6 +10,7 @@ from types import TracebackType
 import psutil
 
 _EVERY_S = 0.25
+_CHILD = "dfdc_ray.preprocess.child"
 
 
 class Meter:
@@ -45,11 +46,11 @@ class Meter:
         self.peak_mb = max(self._pairs.values(), default=float("nan"))
 
     def by_role(self) -> dict[str, float]:
-        """CPU seconds since the block began: driver (this process, less the meter), actors, raylet, gcs, other."""
+        """CPU seconds since the block began: driver (this process, less the meter), actors, their children, raylet, gcs, other."""
         self._sample()
         seconds = defaultdict(float, driver=-self._own)
         for process, now in self._cpu.items():
-            seconds[self._roles[process]] += now - self._before.get(process, 0.0)
+            seconds[self._roles.get(process, "other")] += now - self._before.get(process, 0.0)
         return dict(seconds)
 
     def _watch(self) -> None:
@@ -63,9 +64,10 @@ class Meter:
             try:
                 times = process.cpu_times()
                 command = process.cmdline()
-                self._roles[process.pid, process.create_time()] = _role(process.pid, command)
+                if command:  # one that is ending has none any more
+                    self._roles[process.pid, process.create_time()] = _role(process.pid, command)
                 self._cpu[process.pid, process.create_time()] = times.user + times.system
-                if "dfdc_ray.preprocess.child" in command:
+                if _CHILD in command:
                     self._pairs[process.pid] = (peak_kb(process.pid) + peak_kb(process.ppid())) / 1024
             except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):  # it has just ended
                 continue
@@ -78,6 +80,8 @@ def _role(pid: int, command: list[str]) -> str:
     program = command[0] if command else ""
     if program.startswith("ray::MapWorker"):
         return "actors"
+    if _CHILD in command:
+        return "children"
     return {"raylet": "raylet", "gcs_server": "gcs"}.get(program.rpartition("/")[2], "other")
 
 

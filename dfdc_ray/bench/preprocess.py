@@ -61,6 +61,7 @@ class Row:
     shard_bytes: int = 0  # of pictures
     seconds_by_stage: dict[str, float] = field(default_factory=dict)  # CPU, per video, of the last repeat
     peak_rss_mb: float | None = None  # actor and child together
+    ray_share: list[float] = field(default_factory=list)  # CPU of all other processes under Ray, as a share of actors and children
 
 
 def preprocess(config: BenchPreprocessConfig) -> None:
@@ -96,7 +97,7 @@ def _measure(corpus: str, given: Material, options: PreprocessConfig, repeats: i
     )
     local = ways(given, settings, detector=detector, stock=stock)
     names = [*local, "ray", "ray, 2 workers"]
-    rows = {name: replace(blank, way=name, cpu_seconds=[], wall_seconds=[], seconds_by_stage={}) for name in names}
+    rows = {name: replace(blank, way=name, cpu_seconds=[], wall_seconds=[], ray_share=[], seconds_by_stage={}) for name in names}
     first = replace(given, units=given.units[:1], paths={v.video_id: given.paths[v.video_id] for v in given.units[0].videos})
     for way in ways(first, settings, detector=detector, stock=stock).values():
         way()  # loads networks for this size of frame, and files into memory
@@ -107,7 +108,8 @@ def _measure(corpus: str, given: Material, options: PreprocessConfig, repeats: i
                 outcome = local[name]()
                 cpu, wall = time.process_time() - cpu, time.monotonic() - wall
             else:
-                outcome, cpu, wall, row.peak_rss_mb = _under_ray(given.units, options, workers=2 if "2" in name else 1)
+                outcome, cpu, wall, share, row.peak_rss_mb = _under_ray(given.units, options, workers=2 if "2" in name else 1)
+                row.ray_share.append(share)
             row.cpu_seconds.append(cpu / row.videos)
             row.wall_seconds.append(wall / row.videos)
             row.frames_sampled, row.frames_with_face, row.faces = outcome.frames, outcome.with_face, outcome.faces
@@ -117,8 +119,8 @@ def _measure(corpus: str, given: Material, options: PreprocessConfig, repeats: i
     yield from rows.values()
 
 
-def _under_ray(todo: tuple[Unit, ...], options: PreprocessConfig, *, workers: int) -> tuple[Outcome, float, float, float]:
-    """The outcome, CPU seconds of all processes, wall seconds, and peak memory in MB of actor and child, start-up excluded.
+def _under_ray(todo: tuple[Unit, ...], options: PreprocessConfig, *, workers: int) -> tuple[Outcome, float, float, float, float]:
+    """The outcome, CPU seconds of all processes, wall seconds, Ray's share, and peak memory in MB of actor and child, start-up excluded.
 
     Start-up: until each worker has done a unit. From then on both are measured, to the last unit. Few videos are done several times over,
     so that a worker that got to the second unit early makes no difference; the figures are for one time.
@@ -134,14 +136,16 @@ def _under_ray(todo: tuple[Unit, ...], options: PreprocessConfig, *, workers: in
     with tempfile.TemporaryDirectory() as out:
         output = rc.open_output(out, settings)
         warming = {unit.unit_id for unit in warm}
-        cpu = start = math.nan
+        start = math.nan
+        before: dict[str, float] = {}
         with Meter() as meter:
             for row in stream(options, settings, out, work, worker=worker, actors=workers):
                 if row["failure"]:
                     raise UserError(f"{row['unit_id']} was not done: {row['failure']}")
                 if warming and not (warming := warming - {row["unit_id"]}):
-                    cpu, start = -sum(meter.by_role().values()), time.monotonic()
-            cpu, wall = cpu + sum(meter.by_role().values()), time.monotonic() - start
+                    before, start = meter.by_role(), time.monotonic()
+            by_role = {role: seconds - before.get(role, 0.0) for role, seconds in meter.by_role().items()}
+            wall = time.monotonic() - start
         wanted = {unit.unit_id for unit in todo}
         done = [receipt for unit_id, receipt in output.read().items() if unit_id in wanted]
         ledger = [row for receipt in done for row in receipt.videos]
@@ -151,11 +155,23 @@ def _under_ray(todo: tuple[Unit, ...], options: PreprocessConfig, *, workers: in
             faces=sum(row["faces"] for row in ledger),
             picture_bytes=sum(storage.stat(storage.join(out, r.faces["path"])).size or 0 for r in done if r.faces),
         )
-    return outcome, cpu / times, wall / times, meter.peak_mb
+    used, ours = sum(by_role.values()), by_role["actors"] + by_role["children"]
+    return outcome, used / times, wall / times, used / ours - 1, meter.peak_mb
 
 
 def _write(config: BenchPreprocessConfig, rows: list[Row]) -> None:
-    header = ["corpus", "frames", "way", "CPU s/video", "min - max", "report / this", "frames with a face", "peak MB", "videos/min"]
+    header = [
+        "corpus",
+        "frames",
+        "way",
+        "CPU s/video",
+        "min - max",
+        "report / this",
+        "frames with a face",
+        "Ray adds",
+        "peak MB",
+        "videos/min",
+    ]
     cells = []
     for row in rows:
         same = [r for r in rows if (r.corpus, r.frames, r.multiplier) == (row.corpus, row.frames, row.multiplier)]
@@ -175,6 +191,7 @@ def _write(config: BenchPreprocessConfig, rows: list[Row]) -> None:
                 f"{min(row.cpu_seconds):.2f} - {max(row.cpu_seconds):.2f}",
                 f"{report / median:.2f}",
                 share,
+                f"{statistics.median(row.ray_share):.1%}" if row.ray_share else "-",
                 "-" if row.peak_rss_mb is None else f"{row.peak_rss_mb:.0f}",
                 f"{60 / statistics.median(row.wall_seconds):.0f}",
             ]

@@ -47,6 +47,7 @@ def connect() -> None:
             include_dashboard=False,
             object_store_memory=256 * 2**20,  # frames and crops never pass through it
             logging_level=logging.WARNING,
+            _system_config={"task_events_report_interval_ms": 0, "enable_metrics_collection": False},  # for a dashboard: 2 % of a core
         )
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, _stop)

@@ -48,6 +48,8 @@ def test_all_ways_under_one_roof(small_corpus: Path, tmp_path: Path) -> None:
     assert {rows[way]["frames_with_face"] for way in ("parts", "unit", "ray", "ray, 2 workers")} == {10}
     assert all(row["cpu_seconds"][0] > 0 for row in rows.values())
     assert 0.5 < rows["ray"]["cpu_seconds"][0] / rows["unit"]["cpu_seconds"][0] < 3  # neither start-up nor other copies are counted
+    assert 0 < rows["ray"]["ray_share"][0] < 1
+    assert rows["unit"]["ray_share"] == []
     assert 100 < rows["ray"]["peak_rss_mb"] < 1500
     assert "report / this" in (tmp_path / "bench_preprocess.md").read_text()
 
