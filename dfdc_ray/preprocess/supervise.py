@@ -99,12 +99,13 @@ class Worker:
             self.stop()
         connection = self._started()
         self._stage = "open"
+        reading = True
         left = {"storage": self.timeout_s, "video": self.timeout_s}  # seconds: a slow storage is not the video's fault
         try:
             connection.send((video, guide))
             self.busy = True
             while True:
-                whose, start = "storage" if self._stage == "open" else "video", time.monotonic()
+                whose, start = "storage" if reading else "video", time.monotonic()
                 answered = connection.poll(max(0.0, left[whose]))
                 left[whose] -= time.monotonic() - start
                 if not answered:
@@ -114,7 +115,8 @@ class Worker:
                     raise _Died(f"took longer than {self.timeout_s:g} s, in stage {self._stage}")
                 kind, value = connection.recv()
                 if kind == "stage":
-                    self._stage = value
+                    reading = value == "open"
+                    self._stage = self._stage if reading else value  # in mid-video it is that stage that reads
                 elif kind == "traffic":
                     self.traffic += value
                 elif kind == "storage":
