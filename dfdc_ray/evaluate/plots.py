@@ -68,7 +68,7 @@ def reliability(before: np.ndarray, after: np.ndarray, labels: np.ndarray, *, ti
             axes.annotate(str(count), (at, share), xytext=(4, -9), textcoords="offset points", fontsize=7, color=colour)
     axes.set(xlabel="mean score in a tenth", ylabel="share of fakes", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     axes.set_title(title, fontsize=10, loc="left")
-    axes.legend(loc="upper left", fontsize=8, frameon=False)
+    axes.legend(loc="lower right", fontsize=8, frameon=False)
     return _png(figure)
 
 
