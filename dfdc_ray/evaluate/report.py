@@ -230,7 +230,7 @@ def _calibration(report: Report) -> list[str]:
         [name, f"{log_losses(scores, labels).mean():.4f}", f"{calibration.error(scores, labels):.4f}"]
         for name, scores in (("as the model gives them", before), ("calibrated", after))
     ]
-    if report.protocol["calibration"].startswith("none"):
+    if np.array_equal(before, after):  # not calibrated
         rows = rows[:1]
     header = [f"scores of {len(scored)} videos", "log loss", f"calibration error ({calibration.BINS} bins)"]
     return [*_markdown_table(header, rows), f"Calibration: {report.protocol['calibration']}.", ""]

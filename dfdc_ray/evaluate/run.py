@@ -34,6 +34,7 @@ from dfdc_ray.evaluate.scorer import Scorer, load_scorer, weights_of
 from dfdc_ray.shards.cache import cached, check_folder
 from dfdc_ray.shards.dataset import FaceDataset, FixedOrder, RowTable, loader, read_rows
 from dfdc_ray.shards.manifest import Manifest, read_ledger, read_manifest
+from dfdc_ray.train.checkpoint import load_model
 
 GENERATED = "drawn_"  # how the methods of the generated corpus begin
 _FREE = ("sampling", "frames", "real_multiplier")  # of the faces' configuration, what may differ from training without changing a face
@@ -71,7 +72,7 @@ def evaluate(config: EvaluateConfig) -> None:
 
 def calibrate(config: CalibrateConfig) -> None:
     """The `calibrate` command: fit on the validation videos that have a face, and write it into the checkpoint folder."""
-    scorer = load_scorer(config.checkpoint, calibrated=False)
+    scorer = Scorer(*load_model(config.checkpoint))  # without the calibration that it may have, which may be of other weights
     manifest = read_manifest(config.faces)
     options = EvaluateConfig(faces=config.faces, checkpoint=config.checkpoint, out="", split="validation", cache=config.cache)
     videos = _videos(options, scorer.config["split"])
@@ -169,8 +170,7 @@ def _report(
 ) -> Report:
     prior = float(scorer.config["prior"])
     judged = tuple(
-        _judged(row, aggregates.get(row["video_id"]), videos.methods.get(row["video_id"]), prior, scorer.calibration)
-        for row in videos.labelled
+        _judged(row, aggregates.get(row["video_id"]), videos.methods.get(row["video_id"]), prior, scorer) for row in videos.labelled
     )
     in_frames = [(v, score) for v in judged if v.video_id in aggregates for score in aggregates[v.video_id].frame_scores]
     video = _level(list(judged), [v.counted_as for v in judged], prior)
@@ -193,15 +193,11 @@ def _level(videos: list[JudgedVideo], scores: list[float], prior: float) -> Leve
     return judge(np.array(scores, dtype=np.float64), labels, np.array([v.group_id for v in videos], dtype=str), train_prior=prior)
 
 
-def _judged(
-    row: Mapping[str, Any], found: Aggregate | None, method: str | None, prior: float, calibrated: Calibration | None
-) -> JudgedVideo:
+def _judged(row: Mapping[str, Any], found: Aggregate | None, method: str | None, prior: float, scorer: Scorer) -> JudgedVideo:
     status, error = row["status"], row["error"]
     if status == "ok" and found is None:
         status, error = "no_core_face", "its only faces are in the extra frames of real videos, which belong to training"
-    score = None if found is None else found.score
-    if calibrated is not None and score is not None:
-        score = float(calibrated(np.array([score]))[0])
+    score = None if found is None else scorer.probability(found.score)
     return JudgedVideo(
         video_id=row["video_id"],
         group_id=row["group_id"],

@@ -36,6 +36,10 @@ class Scorer:
         faces_config: dict[str, Any] = self.config["faces_config"]
         return faces_config
 
+    def probability(self, score: float) -> float:
+        """Of a video's score: calibrated, where the checkpoint is."""
+        return score if self.calibration is None else float(self.calibration(np.array([score]))[0])
+
     @torch.inference_mode()
     def batch(self, images: torch.Tensor) -> np.ndarray:
         """Probabilities of fake, float64 [N], of transformed pictures, float32 [N,3,S,S]."""
@@ -52,10 +56,10 @@ class Scorer:
         return np.concatenate(scores)
 
 
-def load_scorer(checkpoint: str, *, calibrated: bool = True) -> Scorer:
+def load_scorer(checkpoint: str) -> Scorer:
     """The scorer of a checkpoint folder, with its calibration if it has one. UserError when there is none or it is damaged."""
     model, config = load_model(checkpoint)
-    return Scorer(model, config, calibration.load(checkpoint, weights=weights_of(config)) if calibrated else None)
+    return Scorer(model, config, calibration.load(checkpoint, weights=weights_of(config)))
 
 
 def weights_of(config: dict[str, Any]) -> str:

@@ -21,7 +21,6 @@ from dfdc_ray.config import PredictConfig, PreprocessConfig
 from dfdc_ray.console import Work, console, errors
 from dfdc_ray.errors import StorageError, UserError
 from dfdc_ray.evaluate.aggregate import MIN_COVERAGE_PERCENT, RULE, aggregate_video
-from dfdc_ray.evaluate.calibration import Calibration
 from dfdc_ray.evaluate.metrics import THRESHOLD
 from dfdc_ray.evaluate.scorer import Scorer, load_scorer
 from dfdc_ray.faces.detect import Detector, load_detector
@@ -73,8 +72,7 @@ class VideoScore:
     stage: str | None = None  # of the error: open, probe, decode, detect, crop
     error: str | None = None
     score: float | None = None  # probability of fake, calibrated where the checkpoint is
-    raw_score: float | None = None  # as the model gives it; those of frames and tracks are such
-    calibrated: bool = False
+    raw_score: float | None = None  # before calibration, as those of frames and tracks; None where the checkpoint is not calibrated
     verdict: Literal["REAL", "FAKE"] | None = None  # FAKE above 0.5
     short_tracks: bool = False  # no face was there long enough, so the longest decided
     width: int | None = None  # of the frames, pixels
@@ -102,10 +100,10 @@ def score_video(uri: str, scorer: Scorer, detector: Detector | None, settings: S
         why = f"no face in {ledger['core_decoded']} sampled frames" if status == "no_face" else ledger["error"]
         return VideoScore(uri=uri, status=status, stage=ledger["stage"], error=why, frames_sampled=ledger["core_decoded"])
     scores = scorer.score([row["image"]["bytes"] for row in rows])
-    return _judged(uri, rows, scores, sampled=ledger["core_decoded"], calibration=scorer.calibration)
+    return _judged(uri, rows, scores, sampled=ledger["core_decoded"], scorer=scorer)
 
 
-def _judged(uri: str, rows: list[dict[str, Any]], scores: np.ndarray, *, sampled: int, calibration: Calibration | None) -> VideoScore:
+def _judged(uri: str, rows: list[dict[str, Any]], scores: np.ndarray, *, sampled: int, scorer: Scorer) -> VideoScore:
     track_ids = np.array([row["track_id"] or 0 for row in rows])  # null for whole frames: one track
     frames = np.array([row["frame"] for row in rows])
     whole = aggregate_video(track_ids, frames, scores, sampled)
@@ -126,13 +124,12 @@ def _judged(uri: str, rows: list[dict[str, Any]], scores: np.ndarray, *, sampled
         mean = float(np.mean([face.score for face in faces]))
         counted = int(track_id) in whole.tracks
         tracks.append(TrackScore(track_id=int(track_id), score=mean, coverage=len(faces) / sampled, counted=counted, faces=faces))
-    probability = whole.score if calibration is None else float(calibration(np.array([whole.score]))[0])
+    probability = scorer.probability(whole.score)
     return VideoScore(
         uri=uri,
         status="ok",
         score=probability,
-        raw_score=whole.score,
-        calibrated=calibration is not None,
+        raw_score=whole.score if scorer.calibration else None,
         verdict="FAKE" if probability > THRESHOLD else "REAL",
         short_tracks=whole.short,
         width=rows[0]["frame_width"],

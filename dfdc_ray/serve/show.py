@@ -50,7 +50,7 @@ def video(result: VideoScore, console: Console) -> None:
 
 
 def _meaning(result: VideoScore) -> str:
-    if not result.calibrated:
+    if result.raw_score is None:
         return "The score is not calibrated: no probability (dfdc-ray calibrate)."
     like = f"of videos like those of validation that get this score, {result.score:.0%} are fake"
     return f"Calibrated: {like} (the model's own score: {result.raw_score:.3f})."

@@ -20,7 +20,8 @@ from dfdc_ray.config import CalibrateConfig, EvaluateConfig, PreprocessConfig
 from dfdc_ray.corpus.index import INDEX
 from dfdc_ray.corpus.splits import assign
 from dfdc_ray.errors import UserError
-from dfdc_ray.evaluate import calibration
+from dfdc_ray.evaluate import calibration, run
+from dfdc_ray.evaluate.aggregate import Aggregate
 from dfdc_ray.evaluate.run import calibrate, evaluate
 from dfdc_ray.evaluate.scorer import load_scorer
 from dfdc_ray.faces.crop import encode
@@ -230,20 +231,31 @@ def test_an_incomplete_copy_of_the_faces_is_named(faces: Path, best: Path, tmp_p
         _evaluate(copy, best, tmp_path / "report")
 
 
-def test_calibration_is_fitted_on_validation_and_used_from_then_on(faces: Path, best: Path, tmp_path: Path) -> None:
-    """A model of random weights on noise, so the labels of one video decide the sign of the scaling: it may be refused."""
+def _validation_scores(monkeypatch: pytest.MonkeyPatch, real: float, fakes: list[float]) -> None:
+    """Scores of the videos of part 6, the validation, in place of the model's (which has random weights)."""
+    scores = {"c/r6.mp4": real} | {f"c/f6{n}.mp4": score for n, score in enumerate(fakes)}
+    nothing = np.empty(0)
+    found = {name: Aggregate(score=score, tracks=(0,), short=False, frames=nothing, frame_scores=nothing) for name, score in scores.items()}
+    monkeypatch.setattr(run, "_score", lambda *_: found)
+
+
+def test_calibration_is_fitted_on_validation_and_used_from_then_on(
+    faces: Path, best: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     checkpointed = tmp_path / "best"
     shutil.copytree(best, checkpointed)
     before = _evaluate(faces, checkpointed, tmp_path / "before")
     assert before["protocol"]["calibration"].startswith("none")
-    weights = json.loads((checkpointed / "config.json").read_text())["files"]["model.safetensors"]
-    try:
+    assert "| calibrated |" not in (tmp_path / "before" / "report.md").read_text()
+
+    with monkeypatch.context() as patch:
+        _validation_scores(patch, 0.2, [0.3, 0.6, 0.9])
         calibrate(CalibrateConfig(faces=str(faces), checkpoint=str(checkpointed)))
-    except UserError as error:
-        assert "nothing to calibrate" in str(error)  # noqa: PT017
-        assert not (checkpointed / calibration.FILE).exists()
-    fitted = calibration.Calibration(a=2.0, b=-0.3, reals=1, fakes=3, data_hash="x", weights=weights)
-    calibration.save(str(checkpointed), fitted)
+    weights = json.loads((checkpointed / "config.json").read_text())["files"]["model.safetensors"]
+    fitted = calibration.load(str(checkpointed), weights=weights)
+    assert fitted is not None
+    assert (fitted.a, fitted.b) == calibration.fit(np.array([0.3, 0.6, 0.9, 0.2]), np.array([1, 1, 1, 0]))
+
     after = _evaluate(faces, checkpointed, tmp_path / "after")
     assert "1 real and 3 fake validation videos" in after["protocol"]["calibration"]
     raw, again = ([v["raw_score"] for v in report["videos"] if v["score"] is not None] for report in (before, after))
@@ -252,3 +264,13 @@ def test_calibration_is_fitted_on_validation_and_used_from_then_on(faces: Path, 
     assert found == pytest.approx(fitted(np.array(raw)).tolist(), abs=1e-5)
     assert {v["counted_as"] for v in after["videos"] if v["score"] is None} == {PRIOR}
     assert "| calibrated |" in (tmp_path / "after" / "report.md").read_text()
+
+
+def test_a_model_that_ranks_validation_the_wrong_way_is_not_calibrated(
+    faces: Path, best: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(best, tmp_path / "best")
+    _validation_scores(monkeypatch, 0.9, [0.1, 0.2, 0.3])
+    with pytest.raises(UserError, match="nothing to calibrate"):
+        calibrate(CalibrateConfig(faces=str(faces), checkpoint=str(tmp_path / "best")))
+    assert not (tmp_path / "best" / calibration.FILE).exists()
