@@ -1,7 +1,7 @@
 """Storage that fails: what fails is tried again with pauses, and a file that alone cannot be read is told from a storage that cannot."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TypeVar
 
 from dfdc_ray.corpus.neighbours import neighbour_is_readable
@@ -14,11 +14,11 @@ T = TypeVar("T")
 _PAUSES_S = (1.0, 2.0, 4.0, 8.0)  # between tries
 
 
-def process_patiently(worker: Worker, video: Video, guide: Guide | None, *, pauses: Sequence[float] | None = None) -> VideoResult:
+def process_patiently(worker: Worker, video: Video, guide: Guide | None) -> VideoResult:
     """One video's result; StorageError after all tries. A file that alone cannot be read is an `error`, as what is beside it can be."""
     assert video.uri is not None
     try:
-        return patiently(lambda: worker.process(video, guide), pauses)
+        return patiently(lambda: worker.process(video, guide))
     except Unreadable:
         if not neighbour_is_readable(video.uri):
             raise
@@ -28,9 +28,9 @@ def process_patiently(worker: Worker, video: Video, guide: Guide | None, *, paus
         return VideoResult(ledger_row(video, status="error", stage="open", error=f"{error} (what is beside it can be read)"))
 
 
-def patiently(call: Callable[[], T], pauses: Sequence[float] | None = None) -> T:
-    """The call's result; while storage fails, called again after pauses (seconds)."""
-    for pause in _PAUSES_S if pauses is None else pauses:
+def patiently(call: Callable[[], T]) -> T:
+    """The call's result; while storage fails, called again after pauses."""
+    for pause in _PAUSES_S:
         try:
             return call()
         except StorageError:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pyarrow.parquet as pq
 
@@ -16,7 +17,7 @@ from dfdc_ray.corpus.index import build_index
 from dfdc_ray.errors import StorageError, UserError
 from dfdc_ray.faces.detect import Detector, load_detector
 from dfdc_ray.faces.weights import stage_weights
-from dfdc_ray.preprocess import publish
+from dfdc_ray.preprocess import patience, publish
 from dfdc_ray.preprocess import receipts as rc
 from dfdc_ray.preprocess.patience import process_patiently
 from dfdc_ray.preprocess.plan import Video, units
@@ -202,7 +203,12 @@ def _detector(settings: Settings) -> Detector:
 
 def _in_child(settings: Settings, limits: Limits) -> Callable[[Video, Guide | None], VideoResult]:
     worker = _worker(settings, limits)
-    return lambda video, guide: process_patiently(worker, video, guide, pauses=(0.1,))
+
+    def process(video: Video, guide: Guide | None) -> VideoResult:
+        with mock.patch.object(patience, "_PAUSES_S", (0.1,)):
+            return process_patiently(worker, video, guide)
+
+    return process
 
 
 def _worker(settings: Settings, limits: Limits) -> Worker:

@@ -10,6 +10,7 @@ from dfdc_ray import storage
 from dfdc_ray.config import PreprocessConfig
 from dfdc_ray.corpus.index import build_index
 from dfdc_ray.errors import StorageError
+from dfdc_ray.preprocess import patience
 from dfdc_ray.preprocess.patience import process_patiently
 from dfdc_ray.preprocess.plan import Video, units
 from dfdc_ray.preprocess.settings import settings_of
@@ -17,6 +18,11 @@ from dfdc_ray.preprocess.supervise import Unreadable, Worker
 from dfdc_ray.preprocess.unit import Guide, VideoResult, ledger_row
 
 SETTINGS = settings_of(PreprocessConfig(corpus=("x",), out="y", frames=2, crop="frame"))
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(patience, "_PAUSES_S", (0.01, 0.01))
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +45,7 @@ class Failing(Worker):
 
 
 def status(worker: Worker, video: Video) -> str:
-    return str(process_patiently(worker, video, None, pauses=(0.01, 0.01)).ledger["status"])
+    return str(process_patiently(worker, video, None).ledger["status"])
 
 
 def test_what_passes_is_forgiven(video):
@@ -48,7 +54,7 @@ def test_what_passes_is_forgiven(video):
 
 
 def test_a_file_that_alone_cannot_be_read_is_an_error(video):
-    result = process_patiently(Failing(4), video, None, pauses=(0.01, 0.01))
+    result = process_patiently(Failing(4), video, None)
     assert (result.ledger["status"], result.ledger["stage"]) == ("error", "open")
     assert result.ledger["error"] == "Input/output error (what is beside it can be read)"
 
@@ -82,7 +88,7 @@ def test_access_denied_to_one_object_or_to_all(s3, video, denied, ends):
         with Worker(SETTINGS, timeout_s=60, memory_bytes=1 << 30) as worker:
             a, b = (replace(video, uri=storage.join(s3.uri, name)) for name in ("a.mp4", "b.mp4"))
             if ends == "error":
-                result = process_patiently(worker, a, None, pauses=(0.01,))
+                result = process_patiently(worker, a, None)
                 assert result.ledger["status"] == "error"
                 assert "S3 denies access (AccessDenied)" in result.ledger["error"]
                 assert status(worker, b) == "ok"
