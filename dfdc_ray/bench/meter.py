@@ -16,13 +16,9 @@ _CHILD = "dfdc_ray.preprocess.child"
 class Meter:
     """Use as a context manager around the work; read the results after it.
 
-    cpu_seconds: user and system time that the process tree used inside the block, less the meter's own. What a process uses in its last
-    quarter of a second may be missed.
     peak_mb: resident memory of a preprocessing child and its actor, the sum of each one's own peak; the largest pair; nan without one.
-    `by_role` may also be asked inside the block.
     """
 
-    cpu_seconds: float
     peak_mb: float
 
     def __enter__(self) -> "Meter":
@@ -42,11 +38,13 @@ class Meter:
         self._stop.set()
         self._thread.join()
         self._sample()
-        self.cpu_seconds = sum(seconds - self._before.get(process, 0.0) for process, seconds in self._cpu.items()) - self._own
         self.peak_mb = max(self._pairs.values(), default=float("nan"))
 
     def by_role(self) -> dict[str, float]:
-        """CPU seconds since the block began: driver (this process, less the meter), actors, their children, raylet, gcs, other."""
+        """CPU seconds since the block began: driver (this process, less the meter), actors, their children, raylet, gcs, other.
+
+        What a process uses in its last quarter of a second may be missed.
+        """
         self._sample()
         seconds = defaultdict(float, driver=-self._own)
         for process, now in self._cpu.items():

@@ -79,7 +79,7 @@ class StandIn(Worker):
         rows = [row | {"frame": frame, "pts": 512 * frame, "time_s": frame / 30} for frame in (15, 285)]
         seconds = {"open": 0.012, "probe": 0.034, "decode": 1.234, "detect": 2.345, "align": 0.012, "crop": 0.123}
         mine = Guide(1920, 1080, 300, (15, 285), {}, {}) if own else None
-        return VideoResult(ledger_row(video, status="ok", **counts, **about), rows, rows if own else [], mine, seconds)
+        return VideoResult(ledger_row(video, status="ok", **counts, **about), rows, mine, seconds)
 
 
 @dataclass

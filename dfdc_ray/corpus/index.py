@@ -48,7 +48,7 @@ _SAMPLE = "train_sample_videos"
 
 
 @dataclass(frozen=True)
-class _Video:
+class FoundVideo:
     """One video of a corpus. `name`, `original`, `family`: video_ids without the corpus."""
 
     name: str
@@ -71,7 +71,7 @@ class _Video:
 class _Corpus:
     """Everything found under one name: all videos, also those of equal name, and the uris of what is none."""
 
-    videos: list[_Video]
+    videos: list[FoundVideo]
     ignored: list[str]
 
 
@@ -106,7 +106,7 @@ def build_index(corpora: Sequence[str]) -> tuple[pa.Table, Counts]:
         corpus.videos.extend(videos)
         corpus.ignored.extend(others)
     _refuse_twice(found)
-    tables, counts = zip(*(_rows(name, corpus) for name, corpus in sorted(found.items())), strict=True)
+    tables, counts = zip(*(tabulate(name, corpus.videos, corpus.ignored) for name, corpus in sorted(found.items())), strict=True)
     return pa.concat_tables(tables), Counts(counts)
 
 
@@ -130,14 +130,14 @@ def _find(given: str) -> tuple[str, Files]:
     return name, files
 
 
-def _videos(found: Files) -> tuple[list[_Video], list[str]]:
+def _videos(found: Files) -> tuple[list[FoundVideo], list[str]]:
     """The videos of one corpus as it was given, and the uris of what is no video."""
     folders: dict[str, dict[str, File]] = {}
     for file in found.files:
         folder, _, name = file.uri.rpartition("/")
         folders.setdefault(folder, {})[name] = file
     top_groups = _read_groups(found.top_groups, "")
-    videos: list[_Video] = []
+    videos: list[FoundVideo] = []
     ignored = list(found.ignored)
     for files in folders.values():
         part, prefix = _place(next(iter(files.values())).path[:-1])
@@ -149,7 +149,7 @@ def _videos(found: Files) -> tuple[list[_Video], list[str]]:
         for name in names:
             there, listing = files.get(name), listings.get(name)
             videos.append(
-                _Video(
+                FoundVideo(
                     name=prefix + name,
                     original=prefix + listing.original if listing is not None and listing.original is not None else None,
                     uri=there.uri if there is not None else None,
@@ -197,9 +197,9 @@ def _read_groups(file: File | None, prefix: str) -> _Groups | None:
     return _Groups(file.uri, parse_groups(file.table, file.uri), prefix) if file is not None and file.table is not None else None
 
 
-def _rows(corpus: str, found: _Corpus) -> tuple[pa.Table, CorpusCounts]:
-    """The rows of one corpus, ordered by part and name, and its counts."""
-    videos, duplicates = _unique(found.videos)
+def tabulate(corpus: str, found: Iterable[FoundVideo], ignored: Iterable[str] = ()) -> tuple[pa.Table, CorpusCounts]:
+    """The rows of one corpus, of schema INDEX and ordered by part and name, and its counts. UserError where what was found disagrees."""
+    videos, duplicates = _unique(found)
     by_name = {video.name: video for video in videos}
     _check_originals(by_name)
     groups = _family_groups(videos, by_name)
@@ -234,17 +234,17 @@ def _rows(corpus: str, found: _Corpus) -> tuple[pa.Table, CorpusCounts]:
         files_without_metadata=tuple(video.uri for video in videos if video.unlisted and video.uri is not None),
         metadata_without_files=tuple(f"{corpus}/{video.name}" for video in videos if video.uri is None),
         duplicates=tuple(sorted(duplicates)),
-        ignored=tuple(sorted(found.ignored)),
+        ignored=tuple(sorted(ignored)),
     )
     return pa.table(columns, schema=INDEX), counts
 
 
-def _unique(found: Iterable[_Video]) -> tuple[list[_Video], list[str]]:
+def _unique(found: Iterable[FoundVideo]) -> tuple[list[FoundVideo], list[str]]:
     """One video for each name, with the first file by uri and what any metadata says of it; and the uris of the other files."""
-    by_name: dict[str, list[_Video]] = {}
+    by_name: dict[str, list[FoundVideo]] = {}
     for video in found:
         by_name.setdefault(video.name, []).append(video)
-    videos: list[_Video] = []
+    videos: list[FoundVideo] = []
     duplicates: list[str] = []
     for same in by_name.values():
         if len(same) == 1:
@@ -279,16 +279,16 @@ def _unique(found: Iterable[_Video]) -> tuple[list[_Video], list[str]]:
     return videos, duplicates
 
 
-def _check_originals(by_name: dict[str, _Video]) -> None:
+def _check_originals(by_name: dict[str, FoundVideo]) -> None:
     for video in by_name.values():
         original = by_name.get(video.original) if video.original is not None else None
         if original is not None and original.listing is not None and original.listing.label != "REAL":
             raise UserError(f"{video.listed_in}: {video.name!r} has the original {original.name!r}, which {original.listed_in} calls FAKE")
 
 
-def _family_groups(videos: list[_Video], by_name: dict[str, _Video]) -> dict[str, str]:
+def _family_groups(videos: list[FoundVideo], by_name: dict[str, FoundVideo]) -> dict[str, str]:
     """The group of each family: one for all its videos, so that no group ever cuts a family."""
-    named: dict[str, _Video] = {}
+    named: dict[str, FoundVideo] = {}
     parts: dict[str, int] = {}
     for video in videos:
         if video.group is not None and (other := named.setdefault(video.family, video)).group != video.group:

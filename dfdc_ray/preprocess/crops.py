@@ -9,24 +9,28 @@ byte; each is decoded once to see that it can be. Rows come in order of group, v
 
 import hashlib
 import io
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, TypeVar
 
 import pyarrow as pa
-import pyarrow.parquet as pq
-from rich.table import Table
 
 from dfdc_ray import storage
 from dfdc_ray.config import ImportConfig
-from dfdc_ray.console import Work, console
-from dfdc_ray.corpus.index import INDEX
+from dfdc_ray.console import Work
+from dfdc_ray.corpus.counts import Counts, print_counts
+from dfdc_ray.corpus.index import FoundVideo, tabulate
+from dfdc_ray.corpus.metadata import Listing
 from dfdc_ray.errors import UserError
 from dfdc_ray.faces.crop import decode
+from dfdc_ray.preprocess import publish
+from dfdc_ray.preprocess import receipts as rc
 from dfdc_ray.preprocess.crop_sources import Crop, read_source
 from dfdc_ray.preprocess.plan import units
-from dfdc_ray.preprocess.receipts import LEDGER, json_bytes, versions
+from dfdc_ray.preprocess.receipts import LEDGER
+from dfdc_ray.preprocess.summary import print_summary
 from dfdc_ray.shards.format import FORMAT_VERSION
 from dfdc_ray.shards.schema import FACES
 from dfdc_ray.shards.write import parquet_writer
@@ -37,7 +41,7 @@ _ROW_GROUP, _FILE = 16 << 20, 256 << 20  # bytes of pictures, about
 
 @dataclass(frozen=True)
 class _Video:
-    """The facts of one video: columns of INDEX, and its pictures in order."""
+    """One video: its row of the index, and its pictures in order."""
 
     facts: dict[str, Any]
     crops: list[Crop]
@@ -56,98 +60,62 @@ def import_crops(config: ImportConfig) -> None:
     """The `import` command. UserError for sources that are none, facts that contradict each other, and an output of something else."""
     if config.margin is not None and config.margin < 0:
         raise UserError(f"--margin {config.margin}: must not be negative.")
-    crops = [crop for uri in config.crops for crop in read_source(uri)]
-    videos = _videos(crops, config.corpus)
+    start = time.monotonic()
+    by_name = _by_name([crop for uri in config.crops for crop in read_source(uri)])
+    index, counts = tabulate(config.corpus, map(_found, by_name.values()))
+    print_counts(Counts((counts,)))
     out = storage.absolute(config.out)
-    settings = _settings(config, videos)
-    _open_output(out, settings)
-    index = pa.Table.from_pylist([video.facts for video in videos], schema=INDEX).sort_by("video_id")
-    storage.write_bytes(storage.join(out, "index.parquet"), _parquet(index))
-    unit_ids = {unit.family_id: unit.unit_id for unit in units(index)}
-    files, ledger = _write(out, videos, unit_ids)
-    ledger.sort(key=lambda row: row["video_id"])
-    storage.write_bytes(storage.join(out, "ledger.parquet"), _parquet(pa.Table.from_pylist(ledger, schema=LEDGER)))
-    manifest = {
-        "format": FORMAT_VERSION,
-        "kind": "plain",
-        "data_hash": hashlib.sha256("\n".join(f["sha256"] for f in files).encode()).hexdigest(),
-        "config": settings,
-        "written_by": versions(),
-        "files": files,
-    }
-    storage.write_bytes(storage.join(out, "manifest.json"), json_bytes(manifest))
-    _summary(videos, ledger, out)
-
-
-def _settings(config: ImportConfig, videos: list[_Video]) -> dict[str, Any]:
-    """What there is to say of how the faces were made; `margin` None where that is not known."""
-    frames = max(len(video.crops) for video in videos)
-    return {
+    settings = {
         "imported": True,
         "sampling": "imported",
-        "frames": frames,
+        "frames": max(map(len, by_name.values())),
         "real_multiplier": 1,
         "crop": "face",
-        "margin": config.margin,
+        "margin": config.margin,  # None: not known
         "format_version": FORMAT_VERSION,
     }
+    rc.claim(out, settings)
+    rows = publish.remember(out, index).to_pylist()
+    rows.sort(key=lambda row: (row["group_id"], row["family_id"], row["video_id"]))
+    videos = [_Video(row, by_name[row["video_id"].removeprefix(f"{config.corpus}/")]) for row in rows]
+    files, ledger = _write(out, videos, {unit.family_id: unit.unit_id for unit in units(index)})
+    ledger.sort(key=lambda row: row["video_id"])
+    table = publish.write(out, ledger, files, config=settings, versions=rc.versions())
+    print_summary(table, seconds=time.monotonic() - start)
 
 
-def _open_output(out: str, settings: dict[str, Any]) -> None:
-    """Take a new folder, or one that an import with the same settings has begun: it is written again."""
-    storage.make_dirs(storage.join(out, "faces"))
-    uri = storage.join(out, "config.json")
-    if not storage.create_once(uri, json_bytes(settings)) and storage.read_bytes(uri) != json_bytes(settings):
-        raise UserError(f"{out} holds something else already (its config.json says so). Give another --out.")
-
-
-def _videos(crops: list[Crop], corpus: str) -> list[_Video]:
-    """By video, in order of group and video. UserError where what is said of a video or a family does not agree."""
+def _by_name(crops: list[Crop]) -> dict[str, list[Crop]]:
+    """The pictures of each video. UserError where they do not agree in what they say of it, or come from two sources."""
     by_name: dict[str, list[Crop]] = {}
     for crop in crops:
-        by_name.setdefault(crop.video, []).append(crop)
-    groups: dict[str, tuple[str, Crop]] = {}
-    videos = []
-    for name, some in by_name.items():
-        first = some[0]
-        for crop in some[1:]:
-            if crop.given != first.given:
-                raise UserError(
-                    f"The video {name!r} is in {first.given} and in {crop.given}. Give other names, or each video in one source."
-                )
-            if crop.facts != first.facts:
-                raise UserError(f"{first.where} and {crop.where} say different things of the video {name!r}: {first.facts}, {crop.facts}.")
-        if first.original is not None and first.label != "FAKE":
-            raise UserError(f"{first.where}: {name!r} names an original and is not a fake.")
-        if first.original in by_name and by_name[first.original][0].label == "FAKE":
-            raise UserError(f"{first.where}: {name!r} names {first.original!r} as its original, which is itself a fake.")
-        family = first.original or name
-        group, before = groups.setdefault(family, (_group(first, family), first))
-        if group != _group(first, family):
+        first = by_name.setdefault(crop.video, [])[:1] or [crop]
+        if crop.given != first[0].given:
+            raise UserError(f"The video {crop.video!r} is in {first[0].given} and in {crop.given}. Give each video in one source.")
+        if crop.facts != first[0].facts:
             raise UserError(
-                f"{before.where} and {first.where} are one family ({family!r} and its fakes) in two groups, {group} and "
-                f"{_group(first, family)}: a split would cut it. Give them the same."
+                f"{first[0].where} and {crop.where} say different things of the video {crop.video!r}: {first[0].facts}, {crop.facts}."
             )
-        facts = {
-            "corpus": corpus,
-            "video_id": f"{corpus}/{name}",
-            "uri": first.source,
-            "label": first.label,
-            "method": first.method,
-            "original": first.original and f"{corpus}/{first.original}",
-            "family_id": f"{corpus}/{family}",
-            "group_id": f"{corpus}/{group}",
-            "part": first.part,
-            "size_bytes": None,
-        }
-        videos.append(_Video(facts, some))
-    return sorted(videos, key=lambda video: (video.facts["group_id"], video.facts["family_id"], video.facts["video_id"]))
+        if crop.original is not None and crop.label != "FAKE":
+            raise UserError(f"{crop.where}: {crop.video!r} names an original and is not a fake.")
+        by_name[crop.video].append(crop)
+    return by_name
 
 
-def _group(crop: Crop, family: str) -> str:
-    if crop.group is not None:
-        return f"group:{crop.group}"
-    return f"family:{family}" if crop.part is None else f"part:{crop.part}"
+def _found(crops: list[Crop]) -> FoundVideo:
+    """A video as the index takes it."""
+    first = crops[0]
+    return FoundVideo(
+        name=first.video,
+        original=first.original,
+        uri=first.source,
+        size=None,
+        part=first.part,
+        listing=None if first.label is None else Listing(first.label, first.original, first.method),
+        listed_in=first.where,
+        group=first.group,
+        grouped_in=first.where,
+        unlisted=False,
+    )
 
 
 def _write(out: str, videos: list[_Video], unit_ids: dict[str, str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
@@ -242,31 +210,3 @@ def _frames(video: _Video) -> list[int]:
         crops = [crop.where for crop, frame in zip(video.crops, frames, strict=True) if frame == twice]
         raise UserError(f"{crops[0]} and {crops[1]} are both frame {twice} of the video {video.crops[0].video!r}.")
     return frames
-
-
-def _summary(videos: list[_Video], ledger: list[dict[str, Any]], out: str) -> None:
-    table = Table(title=f"Imported: {out}")
-    for column in ("", "real", "fake", "no label"):
-        table.add_column(column, justify="left" if not column else "right")
-    labels = ("REAL", "FAKE", None)
-    counts = {
-        "videos": [sum(row["label"] == label for row in ledger) for label in labels],
-        "pictures": [sum(row["faces"] for row in ledger if row["label"] == label) for label in labels],
-        "videos without a picture that can be read": [sum(r["status"] != "ok" for r in ledger if r["label"] == label) for label in labels],
-    }
-    for name, cells in counts.items():
-        table.add_row(name, *(f"{count:,}" for count in cells))
-    console.print(table)
-    groups = {video.facts["group_id"] for video in videos}
-    line = f"{len({video.facts['family_id'] for video in videos}):,} families in {len(groups):,} groups."
-    if any("/family:" in group for group in groups):
-        line += " Some groups are single families: one person may be on both sides of a split. A column `part` or `group` prevents it."
-    console.print(line, highlight=False, soft_wrap=True)
-    for row in [row for row in ledger if row["error"]][:10]:
-        console.print(f"  {row['video_id']}: {row['error']}", highlight=False, markup=False, soft_wrap=True)
-
-
-def _parquet(table: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink)
-    return sink.getvalue().to_pybytes()

@@ -11,6 +11,7 @@ with different parts on one output, the one that ends last publishes for both.
 import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -21,6 +22,7 @@ from dfdc_ray.errors import UserError
 from dfdc_ray.preprocess.plan import Unit
 from dfdc_ray.preprocess.receipts import LEDGER, Receipts, json_bytes, overtaken
 from dfdc_ray.preprocess.settings import Settings
+from dfdc_ray.shards.format import FORMAT_VERSION
 
 
 def remember(out: str, index: pa.Table) -> pa.Table:
@@ -66,20 +68,28 @@ def publish(receipts: Receipts, units: Iterable[Unit], settings: Settings, *, ve
     written = receipts.read().items()
     done = {unit_id: receipt for unit_id, receipt in written if unit_id in planned and not overtaken(receipt, planned[unit_id])}
     rows = sorted((row for r in done.values() for row in r.videos), key=lambda row: row["video_id"])
-    ledger = pa.Table.from_pylist(rows, schema=LEDGER)
     files = [r.faces for _, r in sorted(done.items()) if r.faces]
+    ledger = write(receipts.out, rows, files, config=asdict(settings), versions=versions)
+    receipts.write_snapshot()
+    return ledger
+
+
+def write(
+    out: str, ledger: list[dict[str, Any]], files: list[dict[str, Any]], *, config: dict[str, Any], versions: dict[str, str]
+) -> pa.Table:
+    """Write the ledger, then the manifest of these files; return the ledger as a table, ordered as its rows are."""
+    table = pa.Table.from_pylist(ledger, schema=LEDGER)
     manifest = {
-        "format": settings.format_version,
+        "format": FORMAT_VERSION,
         "kind": "plain",
         "data_hash": hashlib.sha256("\n".join(f["sha256"] for f in files).encode()).hexdigest(),
-        "config": asdict(settings),
+        "config": config,
         "written_by": versions,
         "files": files,
     }
-    _replace(storage.join(receipts.out, "ledger.parquet"), _parquet(ledger))
-    _replace(storage.join(receipts.out, "manifest.json"), json_bytes(manifest))
-    receipts.write_snapshot()
-    return ledger
+    _replace(storage.join(out, "ledger.parquet"), _parquet(table))
+    _replace(storage.join(out, "manifest.json"), json_bytes(manifest))
+    return table
 
 
 def _replace(uri: str, data: bytes) -> None:

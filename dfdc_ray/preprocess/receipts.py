@@ -98,7 +98,8 @@ class Receipts:
     def commit(self, result: UnitResult, *, generation: int) -> Receipt:
         """Write the data files, then the receipt. If another worker was first, its receipt is returned and counts."""
         faces = self._data_file("faces", result.unit, [v.faces for v in result.videos], FACES)
-        boxes = self._data_file("boxes", result.unit, [v.boxes for v in result.videos], BOXES)
+        found = [v.faces if v.ledger["box_source"] == "self" else [] for v in result.videos]
+        boxes = self._data_file("boxes", result.unit, found, BOXES)
         rows = [v.ledger | {"unit_id": result.unit.unit_id, "generation": generation} for v in result.videos]
         receipt = Receipt(result.unit.unit_id, result.unit.family_id, generation, self.config_hash, faces, boxes, rows)
         uri = storage.join(self.out, "receipts", receipt.name)
@@ -179,22 +180,29 @@ _Known = dict[str, tuple[Version, Receipt]]
 
 def open_output(out: str, settings: Settings) -> Receipts:
     """Take a new folder, or one that was begun with the same configuration. UserError names what differs otherwise."""
-    for folder in ("faces", "boxes", "receipts", "stats"):
+    for folder in ("boxes", "receipts", "stats"):
         storage.make_dirs(storage.join(out, folder))
-    uri = storage.join(out, "config.json")
-    if not storage.create_once(uri, json_bytes(asdict(settings))):
-        there = json.loads(storage.read_bytes(uri))
-        wanted = json.loads(json_bytes(asdict(settings)))  # as it would be written: lists for tuples
-        differences = [
-            f"  {name}: {there.get(name)!r} there, {wanted.get(name)!r} now"
-            for name in sorted(there.keys() | wanted.keys())
-            if there.get(name) != wanted.get(name)
-        ]
-        if differences:
-            raise UserError(
-                f"{out} was begun with another configuration:\n" + "\n".join(differences) + "\nGive the same options, or another --out."
-            )
+    claim(out, asdict(settings))
     return Receipts(out, settings)
+
+
+def claim(out: str, config: dict[str, Any]) -> None:
+    """Write OUT/config.json, unless the same is there. UserError names what differs otherwise."""
+    storage.make_dirs(storage.join(out, "faces"))
+    uri = storage.join(out, "config.json")
+    if storage.create_once(uri, json_bytes(config)):
+        return
+    there = json.loads(storage.read_bytes(uri))
+    wanted = json.loads(json_bytes(config))  # as it would be written: lists for tuples
+    differences = [
+        f"  {name}: {there.get(name)!r} there, {wanted.get(name)!r} now"
+        for name in sorted(there.keys() | wanted.keys())
+        if there.get(name) != wanted.get(name)
+    ]
+    if differences:
+        raise UserError(
+            f"{out} was begun with another configuration:\n" + "\n".join(differences) + "\nGive the same options, or another --out."
+        )
 
 
 def todo(units: Iterable[Unit], done: dict[str, Receipt], retry: Iterable[str]) -> list[tuple[Unit, int]]:

@@ -37,11 +37,10 @@ class Guide:
 
 @dataclass
 class VideoResult:
-    """Rows for the shard and the sidecar, the video's ledger row, and the guide if it can be one for its family."""
+    """The video's ledger row, rows for the shard, and the guide if it can be one for its family."""
 
     ledger: dict[str, Any]
     faces: list[dict[str, Any]] = field(default_factory=list)  # columns of shards.schema.FACES
-    boxes: list[dict[str, Any]] = field(default_factory=list)  # those rows whose boxes were found on this very video
     guide: Guide | None = None
     seconds: dict[str, float] = field(default_factory=dict)  # CPU seconds by stage
     traffic: Traffic = field(default_factory=Traffic)  # what reading it took from S3
@@ -238,8 +237,7 @@ class _Work:
             guide = Guide(info.width, info.height, len(info.pts), tuple(core), faces, found.thumbnails)
         elif may_guide:
             guide = Guide(info.width, info.height, len(info.pts), tuple(core), {}, {})
-        boxes = rows if source == "self" else []
-        return VideoResult(ledger_row(self.video, status=status, **counts), rows, boxes, guide, self.seconds)
+        return VideoResult(ledger_row(self.video, status=status, **counts), rows, guide, self.seconds)
 
     def _rows(self, info: VideoInfo, s: Sample, found: "_Found", source: str | None) -> list[dict[str, Any]]:
         video, frame = self.video, s.frame
