@@ -41,7 +41,7 @@ def connect() -> None:
     else:
         # It warns of what is right here: a private session takes tokens unless RAY_AUTH_MODE says otherwise.
         logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to Ray's makers, nor an actor kept for it: 1 % of a core
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # nothing is sent to Ray's makers unless the user says so
         ray.init(
             address="local",
             num_cpus=cores() + 1,
