@@ -1,13 +1,15 @@
 """The registry of models, and where their first weights come from.
 
-Every model takes float32 [N,3,S,S] and returns logits [N]; sigmoid(logit) is the probability of fake.
+Every model takes float32 [N,3,S,S] and returns logits [N]; sigmoid(logit) is the probability of fake. Its class says where its ImageNet
+weights come from (IMAGENET), what their input looks like (CHANNELS: mean and standard deviation of R, G and B in 0..1), and the prefix of
+the parameters that depend on the task (HEAD).
 """
 
 import pickle
 import socket
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from dfdc_ray import storage
 from dfdc_ray.errors import UserError
@@ -16,17 +18,32 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-NAMES = ("resnet34",)
+NAMES = ("resnet34", "efficientnet_lite0")
 
 _DOWNLOAD_TIMEOUT_S = 30.0  # without an answer; torch.hub itself would wait for ever
 
 
 def create_model(name: str) -> "nn.Module":
     """A model with random weights from torch's generator. UserError if there is none of that name."""
-    from dfdc_ray.models.resnet34 import ResNet34
+    model: nn.Module = _class(name)()
+    return model
 
+
+def channels(name: str) -> tuple[Sequence[float], Sequence[float]]:
+    """Mean and standard deviation of R, G and B in 0..1 that a model takes its input with. UserError if there is none of that name."""
+    found: tuple[Sequence[float], Sequence[float]] = _class(name).CHANNELS
+    return found
+
+
+def _class(name: str) -> Any:
     if name == "resnet34":
-        return ResNet34()
+        from dfdc_ray.models.resnet34 import ResNet34
+
+        return ResNet34
+    if name == "efficientnet_lite0":
+        from dfdc_ray.models.efficientnet_lite0 import EfficientNetLite0
+
+        return EfficientNetLite0
     raise UserError(f"--model {name}: there is no such model. Known: {', '.join(NAMES)}.")
 
 
@@ -54,13 +71,15 @@ def load_weights(model: "nn.Module", weights: str) -> None:
 
 
 def _imagenet(model: "nn.Module") -> "Mapping[str, torch.Tensor]":
-    """torchvision's ImageNet weights, fetched at most once on a machine: the others wait at a lock, then find the file."""
+    """Those that a package carries; or torchvision's, fetched at most once on a machine: the others wait at a lock, then find the file."""
     import torch
     from filelock import FileLock
     from torchvision.models import WeightsEnum
 
-    source = model.IMAGENET
-    assert isinstance(source, WeightsEnum)
+    source: Any = model.IMAGENET
+    if not isinstance(source, WeightsEnum):
+        packaged: Mapping[str, torch.Tensor] = source()
+        return packaged
     file = Path(torch.hub.get_dir()) / "checkpoints" / source.url.rsplit("/", 1)[1]
     timeout = socket.getdefaulttimeout()
     try:

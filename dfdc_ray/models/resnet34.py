@@ -8,7 +8,8 @@ class ResNet34(ResNet):
     """float32 [N,3,S,S] -> logits [N]. Parameters keep torchvision's names, so that its weights load as they are."""
 
     IMAGENET = ResNet34_Weights.IMAGENET1K_V1
-    HEAD = "fc."  # prefix of the parameters that depend on the task
+    HEAD = "fc."
+    CHANNELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
     def __init__(self) -> None:
         # Blocks begin as identities, which speeds up training from scratch (Goyal et al. 2017, https://arxiv.org/abs/1706.02677, 5.1).

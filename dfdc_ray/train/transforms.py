@@ -3,20 +3,20 @@
 The recipe is a plain dict that checkpoints carry, so that evaluation and scoring treat a face as validation did.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-# Mean and standard deviation of ImageNet's RGB channels, as torchvision's weights expect them.
-_MEAN = [0.485, 0.456, 0.406]
-_STD = [0.229, 0.224, 0.225]
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of RGB in 0..1, as torchvision's weights expect
 
 
-def recipe(image_size: int) -> dict[str, Any]:
-    """What must be known to repeat the transform: `image_size` in pixels, mean and std of the channels in 0..1."""
-    return {"image_size": image_size, "resize": "both sides to image_size, bilinear, antialiased", "mean": _MEAN, "std": _STD}
+def recipe(image_size: int, channels: tuple[Sequence[float], Sequence[float]] = _IMAGENET) -> dict[str, Any]:
+    """What must be known to repeat the transform: `image_size` in pixels, mean and standard deviation of the channels in 0..1."""
+    mean, std = channels
+    return {"image_size": image_size, "resize": "both sides to image_size, bilinear, antialiased", "mean": list(mean), "std": list(std)}
 
 
 def evaluation(spec: dict[str, Any]) -> v2.Compose:

@@ -4,12 +4,16 @@ import urllib.error
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torchvision
 from safetensors.torch import save_file
+from skimage.data import chelsea
+from torchvision.transforms.v2 import functional
 
 from dfdc_ray.errors import UserError
 from dfdc_ray.models import NAMES, create_model, load_weights
+from dfdc_ray.models.efficientnet_lite0 import EfficientNetLite0
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -106,3 +110,19 @@ def test_imagenet_is_taken_from_where_the_message_says(
     model = create_model("resnet34")
     load_weights(model, "imagenet")
     assert torch.equal(model.state_dict()["conv1.weight"], imagenet_like["conv1.weight"])
+
+
+def test_packaged_imagenet_weights_are_those_of_the_very_network() -> None:
+    """With them timm's network calls skimage's photograph of a cat a cat: layers in a wrong order would see nothing."""
+    weights = EfficientNetLite0.IMAGENET()
+    network = timm.create_model("tf_efficientnet_lite0", num_classes=1000).eval()
+    network.load_state_dict({name.removeprefix("body."): value for name, value in weights.items()})
+    picture = torch.from_numpy(chelsea()).permute(2, 0, 1).float() / 255
+    mean, std = EfficientNetLite0.CHANNELS
+    with torch.inference_mode():
+        logits = network(functional.normalize(functional.resize(picture, [224, 224], antialias=True), list(mean), list(std))[None])[0]
+    assert int(logits.argmax()) in (281, 282, 285)  # ImageNet's tabby, tiger cat, Egyptian cat
+
+    model = create_model("efficientnet_lite0")
+    load_weights(model, "imagenet")
+    assert torch.equal(model.state_dict()["body.conv_stem.weight"], weights["body.conv_stem.weight"])
