@@ -13,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from dfdc_ray import config
+from dfdc_ray.bench import config as bench
 from dfdc_ray.console import console, errors
 from dfdc_ray.errors import StorageError, UserError
 
@@ -28,13 +29,15 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "calibrate": (config.CalibrateConfig, "dfdc_ray.evaluate.run:calibrate"),
     "evaluate": (config.EvaluateConfig, "dfdc_ray.evaluate.run:evaluate"),
     "predict": (config.PredictConfig, "dfdc_ray.serve.score:predict"),
+    "experiments report": (config.ExperimentsConfig, "dfdc_ray.experiments.run:report"),
     "demo": (config.DemoConfig, "dfdc_ray.demo.run:demo"),
     "demo-corpus": (config.DemoCorpusConfig, "dfdc_ray.demo.corpus:demo_corpus"),
     "doctor": (config.DoctorConfig, "dfdc_ray.doctor:doctor"),
-    "bench detectors": (config.BenchDetectorsConfig, "dfdc_ray.bench.detectors:detectors"),
-    "bench preprocess": (config.BenchPreprocessConfig, "dfdc_ray.bench.preprocess:preprocess"),
-    "bench boxes": (config.BenchBoxesConfig, "dfdc_ray.bench.boxes:boxes"),
-    "bench scale": (config.BenchScaleConfig, "dfdc_ray.bench.scale:scale"),
+    "bench detectors": (bench.BenchDetectorsConfig, "dfdc_ray.bench.detectors:detectors"),
+    "bench preprocess": (bench.BenchPreprocessConfig, "dfdc_ray.bench.preprocess:preprocess"),
+    "bench boxes": (bench.BenchBoxesConfig, "dfdc_ray.bench.boxes:boxes"),
+    "bench train": (bench.BenchTrainConfig, "dfdc_ray.bench.train:train"),
+    "bench scale": (bench.BenchScaleConfig, "dfdc_ray.bench.scale:scale"),
 }
 
 

@@ -6,6 +6,7 @@ from typing import Literal
 import tyro
 
 SamplingMethod = Literal["spread", "centre", "per_second"]
+Balance = Literal["frames", "sample", "groups", "none"]
 DetectorName = Literal["centerface", "ssd", "ssd-stock", "opencv"]
 
 
@@ -139,8 +140,10 @@ class TrainConfig:
     """imagenet (fetched by torchvision), none (from scratch), or a file or s3:// URI of a state dict (.safetensors or .pth)."""
     objective: Literal["bce", "l2"] = "bce"
     """bce: binary cross-entropy; l2: squared error on the sigmoid's output, as in the founding report."""
-    balance: Literal["frames", "sample", "none"] = "frames"
-    """frames: use the extra frames of real videos; sample: draw both classes equally often; none: core frames only."""
+    balance: Balance = "frames"
+    """frames: use the extra frames of real videos; sample: draw both classes equally often; groups: also every group; none: core frames."""
+    groups: int | None = None
+    """Train on only so many groups of the training split, drawn by the seed: for a learning curve. Unset: all."""
     epochs: int = 5
     batch_size: int = 32
     """Samples per step over all workers together."""
@@ -175,6 +178,10 @@ class EvaluateConfig:
     """Folder for report.json, report.md and the pictures."""
     split: Literal["train", "validation", "test"] = "test"
     """Which split, by the rule that the checkpoint records."""
+    robustness: bool = False
+    """Judge the same faces again after JPEG, H.264, blur, noise and other changes; takes ten times as long."""
+    training_faces: str | None = None
+    """The faces that the checkpoint was trained from: look in them for near-duplicates of those that are judged."""
     batch_size: int = 64
     cache: str | None = None
     """Folder on this machine's disk into which the shards that are needed are copied once (for --faces on S3)."""
@@ -182,7 +189,7 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateConfig:
-    """Fit a checkpoint's calibration on its validation videos, so that a video's score is a probability; kept in the checkpoint folder."""
+    """Make a video's score a probability, by what is best on a checkpoint's validation videos; kept in the checkpoint folder."""
 
     faces: str
     """Output of preprocess or pack that it was trained from: folder or s3:// prefix."""
@@ -209,6 +216,37 @@ class PredictConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ExperimentsConfig:
+    """Do the founding report's experiments again on a corpus, and more beside them: one table. Run it again after any interruption."""
+
+    corpus: tuple[str, ...]
+    """Folder, zip or s3:// prefix; may be given several times. NAME=URI names the corpus, else its folder's name is used."""
+    out: str
+    """Folder or s3:// prefix for faces, checkpoints, reports and the table."""
+    split: str = "hash:0"
+    """Split rule by group, as of train."""
+    weights: str = "imagenet"
+    """First weights, as of train. Without ImageNet's the table says that it is not comparable."""
+    frames: int = 10
+    """Frames per video, evenly spread; real videos give four times as many where the classes are balanced by frames."""
+    image_size: int = 224
+    """Side in pixels of the model's input for faces."""
+    frame_size: int = 400
+    """The same for whole frames: the report's."""
+    epochs: tuple[int, int] = (3, 15)
+    """Of the report's first model (whole frames) and of the others."""
+    batch_size: int = 32
+    learning_rate: float = 3e-4
+    seed: int = 0
+    workers: int = 1
+    """Ray Train workers, as of train."""
+    gpu: bool = False
+    """As of train."""
+    cpus_per_worker: int = 1
+    """As of train."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoCorpusConfig:
     """Generate a corpus of drawn talking heads and fakes of them, in DFDC's own form. Says nothing about real fakes."""
 
@@ -232,65 +270,3 @@ class DoctorConfig:
 
     out: str = "out"
     """Folder or s3:// prefix whose writability and free space are checked."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchDetectorsConfig:
-    """Measure each face detector on one's own videos: coverage and CPU time per frame."""
-
-    corpus: tuple[str, ...]
-    """Folder, zip or s3:// prefix; may be given several times."""
-    out: str
-    """Folder for the result as JSON and Markdown."""
-    frames: int = 32
-    """Frames per video, evenly spread."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchPreprocessConfig:
-    """Measure CPU seconds per video of preprocessing beside the usual loops, on one's own videos."""
-
-    corpus: tuple[str, ...]
-    """Folder, zip or s3:// prefix; may be given several times."""
-    out: str
-    """Folder for the result as JSON and Markdown."""
-    frames: tuple[int, ...] = (10, 32)
-    """Frames per video, evenly spread; each is measured."""
-    real_multiplier: tuple[int, ...] = (1, 4)
-    """Real videos give this many times the frames; each is measured."""
-    units: int | None = None
-    """Only the first so many families of each corpus; unset: all."""
-    repeats: int = 3
-    """Runs of each way, in turn; the table shows the median and the spread."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchBoxesConfig:
-    """Measure each face detector's boxes against boxes marked by eye: faces found, false boxes, CPU time per frame."""
-
-    corpus: tuple[str, ...]
-    """Folder, zip or s3:// prefix with the marked videos; may be given several times. NAME=URI names a corpus that the marks name so."""
-    marks: str
-    """JSON with the marked frames; tests/data/boxes.json is one."""
-    out: str
-    """Folder for the result as JSON and Markdown."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class BenchScaleConfig:
-    """Measure what a large corpus costs preprocess besides the work on its videos: plan, Ray, storage, a run with nothing to do."""
-
-    index: str
-    """What `dfdc-ray index` wrote; or a Parquet table with DFDC's columns video, label, original and part."""
-    out: str
-    """Folder or s3:// prefix that does not exist yet: for an output without real pictures, and the result as JSON and Markdown."""
-    workers: int = 2
-    """Ray actors. For more than there are cores, start a Ray with enough CPUs and set RAY_ADDRESS."""
-    units: int | None = None
-    """Only the first so many families; unset: all."""
-    video_s: float = 0.0
-    """Seconds to wait in place of the work on each video: with many workers this shows the driver at the rate of a real cluster."""
-    bench: str | None = None
-    """bench_preprocess.json of `dfdc-ray bench preprocess`: what a real unit takes, and so how many cores the driver can keep busy."""
-    unit_cpu_seconds: float | None = None
-    """The same as a number: CPU seconds of a real unit."""

@@ -22,10 +22,10 @@ from rich.table import Table
 from scipy.stats import binomtest
 
 from dfdc_ray import storage
+from dfdc_ray.bench.config import BenchBoxesConfig
 from dfdc_ray.bench.detectors import Setting
 from dfdc_ray.bench.machine import machine
 from dfdc_ray.bench.marks import MATCH, NO_FACE, Marked, judge, read_marks
-from dfdc_ray.config import BenchBoxesConfig
 from dfdc_ray.console import Work, console
 from dfdc_ray.corpus.index import build_index
 from dfdc_ray.corpus.zips import open_video

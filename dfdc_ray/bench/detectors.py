@@ -19,8 +19,9 @@ from pathlib import Path
 from rich.table import Table
 
 from dfdc_ray import storage
+from dfdc_ray.bench.config import BenchDetectorsConfig
 from dfdc_ray.bench.machine import machine
-from dfdc_ray.config import BenchDetectorsConfig, DetectorName
+from dfdc_ray.config import DetectorName
 from dfdc_ray.console import Work, console
 from dfdc_ray.corpus.index import build_index
 from dfdc_ray.corpus.zips import open_video

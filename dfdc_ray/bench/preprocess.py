@@ -21,11 +21,12 @@ from typing import Any
 from rich.table import Table
 
 from dfdc_ray import storage
+from dfdc_ray.bench.config import BenchPreprocessConfig
 from dfdc_ray.bench.machine import machine
 from dfdc_ray.bench.meter import Meter
 from dfdc_ray.bench.ways import Material, Outcome, material, ways
 from dfdc_ray.cluster import run as cluster
-from dfdc_ray.config import BenchPreprocessConfig, PreprocessConfig
+from dfdc_ray.config import PreprocessConfig
 from dfdc_ray.console import Work, console
 from dfdc_ray.corpus.index import build_index
 from dfdc_ray.errors import UserError

@@ -25,10 +25,11 @@ import pyarrow.parquet as pq
 from rich.table import Table
 
 from dfdc_ray import storage
+from dfdc_ray.bench.config import BenchScaleConfig
 from dfdc_ray.bench.machine import machine
 from dfdc_ray.bench.meter import Meter, peak_kb
 from dfdc_ray.cluster import run as cluster
-from dfdc_ray.config import BenchScaleConfig, PreprocessConfig
+from dfdc_ray.config import PreprocessConfig
 from dfdc_ray.console import Work, console
 from dfdc_ray.corpus.index import INDEX
 from dfdc_ray.errors import UserError

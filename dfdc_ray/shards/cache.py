@@ -22,7 +22,7 @@ import numpy as np
 from dfdc_ray import storage
 from dfdc_ray.console import Work, console
 from dfdc_ray.errors import StorageError, UserError
-from dfdc_ray.shards.dataset import RowTable
+from dfdc_ray.shards.rows import RowTable
 
 _THREADS = 16  # files that are copied at a time
 _PIECE = 16 << 20  # bytes of each that are asked for at a time

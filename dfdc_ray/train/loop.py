@@ -25,8 +25,9 @@ from dfdc_ray import __version__, storage
 from dfdc_ray.config import TrainConfig
 from dfdc_ray.console import console, duration
 from dfdc_ray.errors import UserError
-from dfdc_ray.models import create_model
-from dfdc_ray.shards.dataset import Batch, FaceDataset, FixedOrder, ShuffledOrder, loader
+from dfdc_ray.models import channels, create_model
+from dfdc_ray.shards.dataset import Batch, FaceDataset, loader
+from dfdc_ray.shards.order import FixedOrder, ShuffledOrder
 from dfdc_ray.train import checkpoint, transforms
 from dfdc_ray.train.objectives import OBJECTIVES
 from dfdc_ray.train.plan import Plan, checkpoints, on_this_node
@@ -112,8 +113,10 @@ def _train_epoch(run: "_Run", stream: Iterator[Batch], steps_per_epoch: int, met
         wait = time.monotonic() - before
         waited += wait
         rate = config.learning_rate * schedule(at.step, steps_per_epoch * config.epochs)
+        for group in run.optimizer.param_groups:
+            group["lr"] = rate
         torch.manual_seed(_step_seed(config.seed, at.step, run.rank))  # so dropout needs no state to resume
-        loss = _step(run, batch, rate)
+        loss = step(run.ddp, run.optimizer, batch, objective=config.objective, device=run.device)
         losses += loss * config.batch_size
         at.step += 1
         at.samples += config.batch_size
@@ -133,18 +136,24 @@ def _train_epoch(run: "_Run", stream: Iterator[Batch], steps_per_epoch: int, met
     }
 
 
-def _step(run: "_Run", batch: Batch, rate: float) -> torch.Tensor:
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, *, objective: str, device: torch.device) -> torch.Tensor:
     """One step of the optimizer; the loss of this process's share of the batch."""
-    for group in run.optimizer.param_groups:
-        group["lr"] = rate
-    images = batch.images.to(run.device, memory_format=torch.channels_last, non_blocking=True)
-    with torch.autocast(run.device.type, torch.bfloat16, enabled=use_bf16(run.device)):
-        logits = run.ddp(images)
-    loss = OBJECTIVES[run.config.objective](logits.float(), batch.labels.to(run.device, non_blocking=True))
-    run.optimizer.zero_grad(set_to_none=True)
+    images = batch.images.to(device, memory_format=torch.channels_last, non_blocking=True)
+    with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(device)):
+        logits = model(images)
+    loss = OBJECTIVES[objective](logits.float(), batch.labels.to(device, non_blocking=True))
+    optimizer.zero_grad(set_to_none=True)
     loss.backward()
-    run.optimizer.step()
+    optimizer.step()
     return loss.detach()
+
+
+def optimizer_of(model: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW, without decay for biases and normalisation, as is usual."""
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    others = [p for p in model.parameters() if p.ndim <= 1]
+    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=config.learning_rate)
 
 
 def schedule(step: int, steps: int) -> float:
@@ -226,18 +235,14 @@ def _start(config: TrainConfig, plan: Plan, *, rank: int, world_size: int, devic
     model = create_model(config.model)
     model.load_state_dict(weights)
     model.to(device).to(memory_format=torch.channels_last)
-    # No decay for biases and normalisation, as is usual.
-    decayed = [p for p in model.parameters() if p.ndim > 1]
-    others = [p for p in model.parameters() if p.ndim <= 1]
-    groups = [{"params": decayed, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=config.learning_rate)
+    optimizer = optimizer_of(model, config)
     at = Position()
     if saved:
         assert saved.state is not None
         optimizer.load_state_dict(saved.state["optimizer"])
         at = Position(saved.config["epoch"], saved.state["samples"], saved.config["step"], saved.state["loss_sum"], saved.config["history"])
     ddp = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None) if world_size > 1 else model
-    return _Run(config, plan, transforms.recipe(config.image_size), model, ddp, optimizer, at, rank, device)
+    return _Run(config, plan, transforms.recipe(config.image_size, channels(config.model)), model, ddp, optimizer, at, rank, device)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -3,26 +3,36 @@ there is a run to go on with. Everything that a person must put right is said he
 
 import dataclasses
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from rich.table import Table
 
 from dfdc_ray import storage
-from dfdc_ray.config import TrainConfig
+from dfdc_ray.config import Balance, TrainConfig
 from dfdc_ray.console import console
 from dfdc_ray.corpus.splits import SPLITS, Split
 from dfdc_ray.errors import UserError
 from dfdc_ray.models import create_model, load_weights
 from dfdc_ray.shards.cache import cached, check_folder
-from dfdc_ray.shards.dataset import RowTable, read_rows, split_mask
 from dfdc_ray.shards.manifest import read_manifest
+from dfdc_ray.shards.order import ShuffledOrder
+from dfdc_ray.shards.rows import RowTable, read_rows, split_mask
 from dfdc_ray.train import checkpoint
 
 # A run may go on with these changed; anything else would make it another run. `faces` may have moved: its data hash is compared.
 MAY_CHANGE = {"faces", "out", "workers", "gpu", "cpus_per_worker", "loader_workers", "checkpoint_minutes", "cache"}
+
+
+_WAYS: dict[Balance, str] = {
+    "frames": "every face, also the extra ones of reals",
+    "sample": "the rarer class more than once",
+    "groups": "all groups and both classes alike",
+    "none": "core faces",
+}
 
 
 @dataclass(frozen=True)
@@ -40,13 +50,15 @@ class Counts:
 class Plan:
     """The rows of training and validation, and what a checkpoint records of them.
 
-    train has the columns group, row and label only. faces_config: how the faces were made. initial: first weights of a fresh run, None when
-    there is a checkpoint to go on from. finished: all epochs are done.
+    train has the columns group, row, label and group_id only. drawn: how many reals and fakes an epoch draws, by each way to balance.
+    faces_config: how the faces were made. initial: first weights of a fresh run, None when there is a checkpoint to go on from. finished:
+    all epochs are done.
     """
 
     train: RowTable
     validation: RowTable
     counts: dict[Split, Counts]
+    drawn: dict[Balance, tuple[int, int]]
     train_groups: tuple[str, ...]
     data_hash: str
     faces_config: dict[str, Any]
@@ -69,19 +81,23 @@ def prepare(config: TrainConfig) -> Plan:
     if not len(rows):
         raise UserError(f"{config.faces} has no labelled face: training needs videos with metadata.json labels.")
     splits = {split: rows.take(split_mask(rows, config.split, split)) for split in SPLITS}
+    if config.groups:
+        splits["train"] = _some_groups(splits["train"], config)
     core = {split: part.take(part.column("core")) for split, part in splits.items()}
     used = core if config.balance == "none" else core | {"train": splits["train"]}
     counts = {split: _count(part) for split, part in used.items()}
     _check_splits(config, counts)
 
+    ways = {balance: core["train"] if balance == "none" else splits["train"] for balance in get_args(Balance)}
     saved = checkpoint.newest(checkpoints(config))
     if saved:
         _check_same(config, manifest.data_hash, saved.config)
     train = used["train"]
     return Plan(
-        train=replace(train, table=train.table.select(["group", "row", "label"])),  # workers get a copy each
+        train=replace(train, table=train.table.select(["group", "row", "label", "group_id"])),  # workers get a copy each
         validation=used["validation"],
         counts=counts,
+        drawn={way: ShuffledOrder(rows, config.batch_size, 0, 1, balance=way).drawn for way, rows in ways.items() if len(rows)},
         train_groups=tuple(sorted(set(train.table["group_id"].cast("string").to_pylist()))),
         data_hash=manifest.data_hash,
         faces_config=manifest.config,
@@ -111,20 +127,27 @@ def describe(plan: Plan, config: TrainConfig) -> None:
     for split, c in plan.counts.items():
         table.add_row(split, *(f"{n:,}" for n in (c.groups, c.real_videos, c.fake_videos, c.real_rows, c.fake_rows)))
     console.print(table)
-    train, validation = plan.counts["train"], plan.counts["validation"]
-    ways = {
-        "frames": "with the extra frames of real videos",
-        "sample": "the rarer class is repeated until both are drawn equally often",
-        "none": "core frames only",
-    }
-    console.print(
-        f"Training faces: {train.fake_rows / train.real_rows:.2f} fake per real ({config.balance}: {ways[config.balance]}); "
-        f"{plan.prior:.1%} of the training videos are fake.",
-        highlight=False,
-        soft_wrap=True,
-    )
+    validation = plan.counts["validation"]
+    ways = Table("--balance", "an epoch draws", "real faces", "fake faces", "fake per real", title="Balance of the training faces")
+    for column in ways.columns[2:]:
+        column.justify = "right"
+    for way, (reals, fakes) in plan.drawn.items():
+        ratio = f"{fakes / reals:.2f}" if reals else "-"
+        ways.add_row(way, _WAYS[way], f"{reals:,}", f"{fakes:,}", ratio, style="bold" if way == config.balance else "dim")
+    console.print(ways)
+    console.print(f"This run: {config.balance}. Of the training videos {plan.prior:.1%} are fake.", highlight=False, soft_wrap=True)
     if not (validation.real_videos and validation.fake_videos):
         console.print("[yellow]Validation has videos of one class only: its AUC is not defined.[/]", soft_wrap=True)
+
+
+def _some_groups(rows: RowTable, config: TrainConfig) -> RowTable:
+    """The rows of --groups groups. A smaller number's groups are among those of a larger one."""
+    ids = rows.table["group_id"].cast("string")
+    names = sorted(pc.unique(ids).to_pylist())
+    if not 1 <= (config.groups or 0) <= len(names):
+        raise UserError(f"--groups {config.groups}: the training split of {config.faces} has {len(names)}.")
+    chosen = np.random.default_rng(config.seed).permutation(names)[: config.groups]
+    return rows.take(pc.is_in(ids, value_set=pa.array(chosen.tolist())).to_numpy(zero_copy_only=False))
 
 
 def _check_options(config: TrainConfig) -> None:

@@ -9,7 +9,8 @@ from torch.nn import functional
 from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import binary_auroc
 
-from dfdc_ray.shards.dataset import Batch, RowTable
+from dfdc_ray.shards.dataset import Batch
+from dfdc_ray.shards.rows import RowTable
 
 METRICS = ("frame_log_loss", "frame_auc", "video_log_loss", "video_auc")
 

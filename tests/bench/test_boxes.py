@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from dfdc_ray.bench import boxes as bench
+from dfdc_ray.bench.config import BenchBoxesConfig
 from dfdc_ray.bench.marks import Marked, Verdict, iou, judge, read_marks
-from dfdc_ray.config import BenchBoxesConfig
 from dfdc_ray.corpus.zips import open_video
 from dfdc_ray.errors import UserError
 from dfdc_ray.faces.detect import Box, Face

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from dfdc_ray.bench.config import BenchPreprocessConfig
 from dfdc_ray.bench.meter import Meter
 from dfdc_ray.bench.preprocess import preprocess
 from dfdc_ray.bench.ways import material
-from dfdc_ray.config import BenchPreprocessConfig, PreprocessConfig
+from dfdc_ray.config import PreprocessConfig
 from dfdc_ray.corpus.index import build_index
 from dfdc_ray.errors import UserError
 from dfdc_ray.preprocess.plan import units

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from dfdc_ray.bench import scale as bench
-from dfdc_ray.config import BenchScaleConfig
+from dfdc_ray.bench.config import BenchScaleConfig
 from dfdc_ray.corpus.index import INDEX
 from dfdc_ray.errors import UserError
 from dfdc_ray.shards.manifest import read_ledger, read_manifest

@@ -18,8 +18,10 @@ from dfdc_ray.config import TrainConfig
 from dfdc_ray.errors import StorageError, UserError
 from dfdc_ray.shards import cache
 from dfdc_ray.shards.cache import cached
-from dfdc_ray.shards.dataset import Batch, FaceDataset, FixedOrder, RowTable, read_rows, split_mask
+from dfdc_ray.shards.dataset import Batch, FaceDataset
 from dfdc_ray.shards.manifest import read_manifest
+from dfdc_ray.shards.order import FixedOrder
+from dfdc_ray.shards.rows import RowTable, read_rows, split_mask
 from dfdc_ray.train import transforms
 from dfdc_ray.train.plan import on_this_node, prepare
 

@@ -1,5 +1,6 @@
 """The order of the samples: the same for any number of processes, resumable at a sample, and complete."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -11,8 +12,11 @@ from helpers import write_face_shards
 
 from dfdc_ray.errors import UserError
 from dfdc_ray.shards import dataset
-from dfdc_ray.shards.dataset import FaceDataset, FixedOrder, RowTable, ShuffledOrder, loader, read_rows, split_mask
+from dfdc_ray.shards import order as orders
+from dfdc_ray.shards.dataset import FaceDataset, loader
 from dfdc_ray.shards.manifest import read_manifest
+from dfdc_ray.shards.order import FixedOrder, ShuffledOrder
+from dfdc_ray.shards.rows import RowTable, read_rows, split_mask
 from dfdc_ray.train import transforms
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")  # torchvision's own v2.JPEG
@@ -104,7 +108,7 @@ def test_a_set_smaller_than_a_batch(rows: RowTable) -> None:
 
 
 def test_windows_bound_how_long_a_row_group_is_needed(rows: RowTable, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset, "WINDOW_BYTES", int(rows.groups[:, 2].sum() / 5))
+    monkeypatch.setattr(orders, "WINDOW_BYTES", int(rows.groups[:, 2].sum() / 5))
     order = ShuffledOrder(rows, 5, seed=0, epochs=1).epoch_order(0)
     group = rows.column("group")[order]
     spans = [np.ptp(np.flatnonzero(group == g)) for g in range(20)]
@@ -121,6 +125,37 @@ def test_sampling_draws_both_classes_equally_often(rows: RowTable) -> None:
     repeated = {i for i in drawn.tolist() if drawn.tolist().count(i) > 1}
     again = order.epoch_order(1).tolist()
     assert repeated != {i for i in again if again.count(i) > 1}  # others each epoch
+
+
+def test_groups_are_drawn_equally_often_and_both_classes_within_each(rows: RowTable) -> None:
+    uneven = rows.take(np.flatnonzero((rows.column("part") < 3) | (rows.column("row") == 0)))  # families 3 and 4: one face a video
+    order = ShuffledOrder(uneven, 10, seed=0, epochs=1, balance="groups")
+    drawn = order.epoch_order(0)
+    names = np.array(uneven.table["group_id"].cast("string").to_pylist())[drawn]
+    groups, counts = np.unique(names, return_counts=True)
+    assert len(groups) == 5
+    assert len(set(counts.tolist())) == 1
+    assert all(uneven.labels[drawn][names == group].mean() == 0.5 for group in groups)
+    assert order.drawn == (len(drawn) / 2, len(drawn) / 2)
+    assert len(uneven) <= len(drawn) < len(uneven) + 10  # quotas are whole
+    small = uneven.column("part")[drawn] >= 3
+    assert set(drawn[small].tolist()) == set(np.flatnonzero(uneven.column("part") >= 3).tolist())
+    large = set(drawn[~small].tolist())
+    again = order.epoch_order(1)
+    assert large != set(again[uneven.column("part")[again] < 3].tolist())  # others each epoch
+
+
+def test_world_size_may_change_at_any_step_and_every_sample_is_still_drawn_once(rows: RowTable) -> None:
+    """Two ranks, then one, then two, within one epoch."""
+    seen: list[int] = []
+    for start, end, world_size in ((0, 20, 2), (20, 50, 1), (50, 80, 2)):
+        for rank in range(world_size):
+            order = ShuffledOrder(rows, 10, seed=0, epochs=1, start=start, rank=rank, world_size=world_size)
+            steps = (end - start) // 10
+            seen += [int(i) for samples in itertools.islice(order, steps) for i in samples.positions]
+    whole = _flat(ShuffledOrder(rows, 10, seed=0, epochs=1))
+    assert sorted(seen) == sorted(whole)  # 75 faces, and the 5 with which the last batch is filled up
+    assert set(seen) == set(range(75))
 
 
 def test_uneven_ranks_are_refused(rows: RowTable) -> None:

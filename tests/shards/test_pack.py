@@ -15,9 +15,11 @@ from helpers import pack_shards, write_face_shards
 
 from dfdc_ray.errors import UserError
 from dfdc_ray.shards import packed
-from dfdc_ray.shards.dataset import FaceDataset, ShuffledOrder, read_rows, split_mask
+from dfdc_ray.shards.dataset import FaceDataset
 from dfdc_ray.shards.manifest import Manifest, read_manifest
+from dfdc_ray.shards.order import ShuffledOrder
 from dfdc_ray.shards.pack import plan
+from dfdc_ray.shards.rows import read_rows, split_mask
 from dfdc_ray.shards.schema import FACES
 from dfdc_ray.train import transforms
 

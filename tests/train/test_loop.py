@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +25,7 @@ class Tiny(nn.Module):
     """Convolution, batch norm, dropout: all that resuming must get right, in a millisecond."""
 
     HEAD = "fc."
+    CHANNELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
     def __init__(self) -> None:
         super().__init__()
@@ -64,16 +66,16 @@ class Killed(Exception):
 
 def _train_until(config: TrainConfig, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Train, and die after so many optimizer steps, as a kill between two steps would."""
-    real, done = loop._step, [0]
+    real, done = loop.step, [0]
 
-    def stepping(*args: object) -> torch.Tensor:
+    def stepping(*args: Any, **options: Any) -> torch.Tensor:
         if done[0] == step:
             raise Killed
         done[0] += 1
-        return real(*args)
+        return real(*args, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_step", stepping)
+        patch.setattr(loop, "step", stepping)
         train_loop(config, prepare(config))
 
 
@@ -99,7 +101,7 @@ def test_learns_what_can_be_learnt(config: TrainConfig, capsys: pytest.CaptureFi
     assert prepare(config).finished
 
 
-@pytest.mark.parametrize(("kill_at", "changes"), [(6, {}), (9, {"objective": "l2", "balance": "sample"})])
+@pytest.mark.parametrize(("kill_at", "changes"), [(6, {}), (9, {"objective": "l2", "balance": "sample"}), (8, {"balance": "groups"})])
 def test_resumes_exactly(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kill_at: int, changes: dict) -> None:
     """Killed at the start or in the middle of the second epoch (6 steps each), then run again: the same weights as without."""
     config = replace(config, epochs=2, **changes)
@@ -169,6 +171,7 @@ def test_rows_by_balance(config: TrainConfig) -> None:
     frames, core = prepare(config), prepare(replace(config, balance="none"))
     assert (frames.counts["train"].real_rows, frames.counts["train"].fake_rows) == (48, 48)
     assert (core.counts["train"].real_rows, core.counts["train"].fake_rows) == (24, 48)
+    assert frames.drawn == {"frames": (48, 48), "sample": (48, 48), "groups": (48, 48), "none": (24, 48)}
     assert frames.validation.column("core").all()
     assert len(frames.validation) == 2 * 3 * 4
 

@@ -1,0 +1,92 @@
+"""What the bench commands can be told, as in dfdc_ray/config.py."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchDetectorsConfig:
+    """Measure each face detector on one's own videos: coverage and CPU time per frame."""
+
+    corpus: tuple[str, ...]
+    """Folder, zip or s3:// prefix; may be given several times."""
+    out: str
+    """Folder for the result as JSON and Markdown."""
+    frames: int = 32
+    """Frames per video, evenly spread."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchPreprocessConfig:
+    """Measure CPU seconds per video of preprocessing beside the usual loops, on one's own videos."""
+
+    corpus: tuple[str, ...]
+    """Folder, zip or s3:// prefix; may be given several times."""
+    out: str
+    """Folder for the result as JSON and Markdown."""
+    frames: tuple[int, ...] = (10, 32)
+    """Frames per video, evenly spread; each is measured."""
+    real_multiplier: tuple[int, ...] = (1, 4)
+    """Real videos give this many times the frames; each is measured."""
+    units: int | None = None
+    """Only the first so many families of each corpus; unset: all."""
+    repeats: int = 3
+    """Runs of each way, in turn; the table shows the median and the spread."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchBoxesConfig:
+    """Measure each face detector's boxes against boxes marked by eye: faces found, false boxes, CPU time per frame."""
+
+    corpus: tuple[str, ...]
+    """Folder, zip or s3:// prefix with the marked videos; may be given several times. NAME=URI names a corpus that the marks name so."""
+    marks: str
+    """JSON with the marked frames; tests/data/boxes.json is one."""
+    out: str
+    """Folder for the result as JSON and Markdown."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchTrainConfig:
+    """Measure how fast training goes from face shards, beside the same training on pictures that are in memory already."""
+
+    faces: str
+    """Output of preprocess or pack: folder or s3:// prefix."""
+    out: str
+    """Folder for the result as JSON and Markdown."""
+    model: str = "resnet34"
+    """Name in dfdc_ray.models."""
+    image_size: int = 224
+    """Side in pixels of the model's square input."""
+    batch_size: int = 32
+    steps: int = 20
+    """Optimizer steps of each run."""
+    repeats: int = 3
+    """Runs of each way, in turn; the table shows the median and the spread."""
+    loader_workers: int = 0
+    """Processes that decode and augment, as of train."""
+    threads: int | None = None
+    """That compute the model on a CPU; unset: one for each core."""
+    gpu: bool = False
+    """On the GPU, in bf16."""
+    compile: bool = False
+    """The model through torch.compile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BenchScaleConfig:
+    """Measure what a large corpus costs preprocess besides the work on its videos: plan, Ray, storage, a run with nothing to do."""
+
+    index: str
+    """What `dfdc-ray index` wrote; or a Parquet table with DFDC's columns video, label, original and part."""
+    out: str
+    """Folder or s3:// prefix that does not exist yet: for an output without real pictures, and the result as JSON and Markdown."""
+    workers: int = 2
+    """Ray actors. For more than there are cores, start a Ray with enough CPUs and set RAY_ADDRESS."""
+    units: int | None = None
+    """Only the first so many families; unset: all."""
+    video_s: float = 0.0
+    """Seconds to wait in place of the work on each video: with many workers this shows the driver at the rate of a real cluster."""
+    bench: str | None = None
+    """bench_preprocess.json of `dfdc-ray bench preprocess`: what a real unit takes, and so how many cores the driver can keep busy."""
+    unit_cpu_seconds: float | None = None
+    """The same as a number: CPU seconds of a real unit."""

@@ -1,0 +1,188 @@
+"""How fast training goes from face shards, beside the same on pictures in memory: what storage, decoding and the loader cost it.
+
+    dfdc-ray bench train --faces FACES --out out/bench
+
+Four ways, in turn, `--repeats` times over, on the same samples in the same order:
+
+    train     as the training loop does it: shards, decoding, augmentation, step
+    memory    the same loop and loader on pictures that were decoded before
+    model     steps on one batch of tensors in memory
+    input     shards, decoding, augmentation and no step, in one thread: what one core of a loader gives
+"""
+
+import itertools
+import json
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from typing import Any
+
+import numpy as np
+import torch
+from rich.table import Table
+
+from dfdc_ray import storage
+from dfdc_ray.bench.config import BenchTrainConfig
+from dfdc_ray.bench.machine import machine
+from dfdc_ray.config import TrainConfig
+from dfdc_ray.console import Work, console
+from dfdc_ray.errors import UserError
+from dfdc_ray.models import channels, create_model
+from dfdc_ray.shards.dataset import Batch, FaceDataset, Pictures, loader
+from dfdc_ray.shards.manifest import read_manifest
+from dfdc_ray.shards.order import Samples, ShuffledOrder
+from dfdc_ray.shards.rows import RowTable, read_rows
+from dfdc_ray.train import transforms
+from dfdc_ray.train.loop import optimizer_of, step
+from dfdc_ray.train.validation import use_bf16
+
+_WARM_UP = 3  # steps of each run that are not counted
+
+
+@dataclass
+class Row:
+    """One way. images_per_s: one for each repeat. data_wait: share of the time that the loop waits for the next batch."""
+
+    way: str
+    images_per_s: list[float] = field(default_factory=list)
+    data_wait: list[float] = field(default_factory=list)
+
+
+class _Memory:
+    """Pictures that are in memory, by (row group, row)."""
+
+    def __init__(self, found: dict[tuple[int, int], torch.Tensor]) -> None:
+        self.found = found
+
+    def __enter__(self) -> "_Memory":
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def read(self, wanted: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
+        return [self.found[key] for key in wanted]
+
+
+class _InMemory(FaceDataset):
+    """A FaceDataset whose pictures have been read before."""
+
+    def __init__(self, dataset: FaceDataset) -> None:
+        self.__dict__.update(dataset.__dict__)
+        positions = np.unique(np.concatenate([samples.positions for samples in dataset.order]))
+        keys = list(zip(self.group[positions].tolist(), self.row[positions].tolist(), strict=True))
+        with dataset.pictures() as images:
+            self.found = dict(zip(keys, images.read(keys), strict=True))
+
+    def pictures(self) -> Pictures:
+        return _Memory(self.found)
+
+
+def train(config: BenchTrainConfig) -> None:
+    """The `bench train` command: a table, bench_train.json and .md under `out`. UserError for faces that are too few."""
+    if config.steps < 1 or config.repeats < 1 or config.batch_size < 1:
+        raise UserError("--steps, --repeats and --batch-size: at least 1.")
+    if config.gpu and not torch.cuda.is_available():
+        raise UserError("--gpu: torch sees no CUDA device here.")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    device = torch.device("cuda" if config.gpu else "cpu")
+    rows = read_rows(read_manifest(config.faces))
+    rows = rows.take(~np.isnan(rows.labels))
+    if not len(rows):
+        raise UserError(f"{config.faces} has no labelled face.")
+    found = [Row(way) for way in ("train", "memory", "model", "input")]
+    transform = transforms.training(transforms.recipe(config.image_size, channels(config.model)))
+    with Work("bench", total=len(found) * config.repeats, unit="runs") as progress:
+        for repeat in range(config.repeats):
+            order = _first(rows, config, seed=repeat)
+            from_shards = FaceDataset(rows, transform, order)
+            in_memory = _InMemory(from_shards)
+            one = next(iter(loader(in_memory, workers=0)))
+            ways: list[tuple[Callable[[], Iterator[Batch]], bool]] = [
+                (lambda: iter(loader(from_shards, workers=config.loader_workers, pin_memory=config.gpu)), True),  # noqa: B023
+                (lambda: iter(loader(in_memory, workers=config.loader_workers, pin_memory=config.gpu)), True),  # noqa: B023
+                (lambda: itertools.repeat(one), True),  # noqa: B023
+                (lambda: iter(loader(from_shards, workers=0)), False),  # noqa: B023
+            ]
+            for row, (batches, training) in zip(found, ways, strict=True):
+                _run(row, batches(), config, device, training=training)
+                progress.advance(detail=row.way)
+    _write(config, found, device)
+
+
+def _first(rows: RowTable, config: BenchTrainConfig, *, seed: int) -> list[Samples]:
+    """The samples of the first steps of training."""
+    epochs = 1 + (config.steps + _WARM_UP) * config.batch_size // len(rows)
+    return list(itertools.islice(ShuffledOrder(rows, config.batch_size, seed, epochs), config.steps + _WARM_UP))
+
+
+def _run(row: Row, batches: Iterator[Batch], config: BenchTrainConfig, device: torch.device, *, training: bool) -> None:
+    """Measure one way once."""
+    settings = TrainConfig(faces=config.faces, out=config.out, model=config.model)
+    torch.manual_seed(0)
+    model = create_model(config.model).to(device).to(memory_format=torch.channels_last).train()
+    optimizer = optimizer_of(model, settings)
+    if config.compile and training:
+        model.compile()
+    waited, started = 0.0, time.monotonic()
+    for number in range(config.steps + _WARM_UP):
+        if number == _WARM_UP:
+            _finish(device)
+            waited, started = 0.0, time.monotonic()
+        before = time.monotonic()
+        batch = next(batches)
+        waited += time.monotonic() - before
+        if training:
+            step(model, optimizer, batch, objective=settings.objective, device=device)
+    _finish(device)
+    seconds = time.monotonic() - started
+    row.images_per_s.append(config.steps * config.batch_size / seconds)
+    row.data_wait.append(waited / seconds)
+
+
+def _finish(device: torch.device) -> None:
+    """Wait for what the GPU was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _write(config: BenchTrainConfig, rows: list[Row], device: torch.device) -> None:
+    medians = {row.way: statistics.median(row.images_per_s) for row in rows}
+    header = ["way", "images/s", "min - max", "of memory", "waiting for data"]
+    cells = [
+        [
+            row.way,
+            f"{medians[row.way]:.1f}",
+            f"{min(row.images_per_s):.1f} - {max(row.images_per_s):.1f}",
+            "-" if row.way == "input" else f"{medians[row.way] / medians['memory']:.3f}",
+            "-" if row.way == "input" else f"{statistics.median(row.data_wait):.1%}",
+        ]
+        for row in rows
+    ]
+    about = machine() | {"torch": torch.__version__}
+    if device.type == "cuda":
+        about["gpu"] = torch.cuda.get_device_name(device)
+    where = about.get("gpu") or f"{torch.get_num_threads()} threads of {about['cores']} x {about['cpu']}"
+    title = (
+        f"{config.model} at {config.image_size}, batch {config.batch_size}, {'bf16' if use_bf16(device) else 'float32'}"
+        f"{', compiled' if config.compile else ''}, {config.loader_workers} loader processes, {where}; {config.repeats} runs in turn of "
+        f"{config.steps} steps, median"
+    )
+    needed = f"To keep this up, the input takes {medians['model'] / medians['input']:.2f} cores beside those of the model."
+    table = Table(*header, title=title)
+    for line in cells:
+        table.add_row(*line)
+    console.print(table)
+    console.print(needed, highlight=False, soft_wrap=True)
+    lines = "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *cells))
+    result: dict[str, Any] = {
+        "date": date.today().isoformat(),
+        "machine": about,
+        "config": asdict(config),
+        "rows": [asdict(row) for row in rows],
+    }
+    storage.make_dirs(config.out)
+    storage.write_bytes(storage.join(config.out, "bench_train.md"), f"{title}\n\n{lines}\n\n{needed}\n".encode())
+    storage.write_bytes(storage.join(config.out, "bench_train.json"), json.dumps(result, indent=1).encode())

@@ -1,0 +1,95 @@
+"""Which face rows there are and where: the small columns of all shards, without the pictures."""
+
+import functools
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from dfdc_ray.corpus.splits import Split, assign
+from dfdc_ray.shards.manifest import Manifest, ShardFile, open_shard
+
+_THREADS = 16  # for reading many small objects
+_COLUMNS = ["video_id", "group_id", "part", "label", "core", "frame", "time_s", "track_id"]
+_DICTIONARY = ["video_id", "group_id", "label"]
+
+
+@dataclass(frozen=True)
+class RowTable:
+    """Where every face row is, and its small columns.
+
+    files: URIs of the shards; sizes: in bytes; sha256: of their bytes, in hexadecimal.
+    groups: int64 [G,3], one line for each row group: file, row group in the file, bytes of its images.
+    table: one line for each row: group (line of `groups`), row (in the row group), video_id, group_id, part, label, core, frame, time_s,
+    track_id.
+    """
+
+    files: tuple[str, ...]
+    sizes: tuple[int, ...]
+    sha256: tuple[str, ...]
+    groups: np.ndarray
+    table: pa.Table
+
+    def __len__(self) -> int:
+        return int(self.table.num_rows)
+
+    def take(self, wanted: np.ndarray) -> "RowTable":
+        """These rows (bool mask or integer positions)."""
+        positions = np.flatnonzero(wanted) if wanted.dtype == bool else wanted
+        return replace(self, table=self.table.take(pa.array(positions)))
+
+    @functools.cached_property
+    def labels(self) -> np.ndarray:
+        """float32 [N]: 1 fake, 0 real, nan unlabelled."""
+        fake = pc.cast(pc.equal(self.table["label"], "FAKE"), pa.float32())
+        return fake.to_numpy().astype(np.float32, copy=False)
+
+    @functools.cached_property
+    def videos(self) -> np.ndarray:
+        """int64 [N]: a number for each video, the same for all of its rows."""
+        return pc.dictionary_encode(self.table["video_id"]).combine_chunks().indices.to_numpy().astype(np.int64)
+
+    def column(self, name: str) -> np.ndarray:
+        return self.table[name].to_numpy()
+
+
+def read_rows(manifest: Manifest) -> RowTable:
+    """Read the small columns of every shard that the manifest names. UserError if one is absent, damaged or of another length."""
+    with ThreadPoolExecutor(_THREADS) as pool:
+        parts = list(pool.map(_read_small, manifest.files))
+    groups: list[tuple[int, int, int]] = []
+    tables = []
+    for number, (table, row_groups, _) in enumerate(parts):
+        first = len(groups)
+        groups += [(number, group, size) for group, (_, size) in enumerate(row_groups)]
+        counts = [rows for rows, _ in row_groups]
+        group = np.repeat(np.arange(first, first + len(counts), dtype=np.int32), counts)
+        row = np.concatenate([np.arange(n, dtype=np.int32) for n in counts])
+        tables.append(table.add_column(0, "row", pa.array(row)).add_column(0, "group", pa.array(group)))
+    table = pa.concat_tables(tables).unify_dictionaries().combine_chunks()
+    return RowTable(
+        files=tuple(file.uri for file in manifest.files),
+        sizes=tuple(size for _, _, size in parts),
+        sha256=tuple(file.sha256 for file in manifest.files),
+        groups=np.array(groups, dtype=np.int64).reshape(-1, 3),
+        table=table,
+    )
+
+
+def split_mask(rows: RowTable, rule: str, split: Split) -> np.ndarray:
+    """bool [N]: which rows belong to this split by the rule. UserError if the rule is bad or cuts a group."""
+    pairs = rows.table.select(["group_id", "part"]).group_by(["group_id", "part"]).aggregate([])
+    groups = pairs["group_id"].cast(pa.string()).to_pylist()
+    chosen = {group for group, s in zip(groups, assign(rule, groups, pairs["part"].to_pylist()), strict=True) if s == split}
+    return pc.is_in(rows.table["group_id"].cast(pa.string()), value_set=pa.array(sorted(chosen), pa.string())).to_numpy()
+
+
+def _read_small(file: ShardFile) -> tuple[pa.Table, list[tuple[int, int]], int]:
+    """The small columns, for each row group its number of rows and the bytes of its images, and the size of the file."""
+    with open_shard(file, read_dictionary=_DICTIONARY) as (parquet, size):
+        groups = [parquet.metadata.row_group(g) for g in range(parquet.num_row_groups)]
+        image = parquet.schema.names.index("bytes")
+        row_groups = [(group.num_rows, group.column(image).total_uncompressed_size) for group in groups]
+        return parquet.read(columns=_COLUMNS), row_groups, size
