@@ -1,4 +1,6 @@
-"""From a video's score to a probability: Platt's scaling, fitted on the validation videos and kept beside the checkpoint's weights.
+"""From the scores of a video's frames to a probability: the rule that makes one score of them, and Platt's scaling of it.
+
+Both come from the validation videos and are kept beside the checkpoint's weights.
 
     p = sigmoid(a * logit(score) + b)
 
@@ -8,6 +10,7 @@ where scores separate the classes (Platt, Probabilistic Outputs for Support Vect
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -17,6 +20,7 @@ from torchmetrics.functional.classification import binary_calibration_error
 
 from dfdc_ray import storage
 from dfdc_ray.errors import UserError
+from dfdc_ray.evaluate.metrics import log_losses
 
 FILE = "calibration.json"
 BINS = 15  # of the calibration error, of equal width: Guo et al. 2017, https://arxiv.org/abs/1706.04599
@@ -25,8 +29,12 @@ _CLIP = 1e-6  # scores are kept so far from 0 and 1
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """What was fitted, on how many videos of which data; `weights` is the SHA-256 of the model that it belongs to."""
+    """What was fitted, on how many videos of which data; `weights` is the SHA-256 of the model that it belongs to.
 
+    rule: of aggregate.RULES, to whose scores the scaling belongs.
+    """
+
+    rule: str
     a: float
     b: float
     reals: int
@@ -36,7 +44,7 @@ class Calibration:
 
     def __call__(self, scores: np.ndarray) -> np.ndarray:
         """Probabilities of fake, float64 [N], for videos' scores in [0, 1]."""
-        return torch.sigmoid(torch.from_numpy(_logits(scores)) * self.a + self.b).numpy()
+        return scaled(scores, self.a, self.b)
 
     def describe(self) -> str:
         """For people."""
@@ -65,6 +73,34 @@ def fit(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     if not (math.isfinite(a) and math.isfinite(b) and a > 0):
         raise UserError("On the validation videos a higher score does not go with fakes: there is nothing to calibrate. Train longer.")
     return a, b
+
+
+def choose(scores: Mapping[str, np.ndarray], labels: np.ndarray) -> tuple[str, float, float]:
+    """Of several rules' scores of the same videos, the rule whose calibrated scores have the lowest log loss, with its a and b.
+
+    Of equal ones the first. UserError as for `fit`, where that is so for every rule.
+    """
+    fitted: dict[str, tuple[float, float]] = {}
+    losses: dict[str, float] = {}
+    refused = UserError("no rule")
+    for rule, of_rule in scores.items():
+        try:
+            fitted[rule] = fit(of_rule, labels)
+        except UserError as error:
+            refused = error
+            continue
+        losses[rule] = round(
+            float(log_losses(scaled(of_rule, *fitted[rule]), labels).mean()), 6
+        )  # less is rounding, where all are the same
+    if not losses:
+        raise refused
+    best = min(losses, key=lambda rule: losses[rule])
+    return best, *fitted[best]
+
+
+def scaled(scores: np.ndarray, a: float, b: float) -> np.ndarray:
+    """sigmoid(a * logit(score) + b), float64 [N]."""
+    return torch.sigmoid(torch.from_numpy(_logits(scores)) * a + b).numpy()
 
 
 def error(scores: np.ndarray, labels: np.ndarray) -> float:

@@ -20,7 +20,7 @@ import numpy as np
 from dfdc_ray.config import PredictConfig, PreprocessConfig
 from dfdc_ray.console import Work, console, errors
 from dfdc_ray.errors import StorageError, UserError
-from dfdc_ray.evaluate.aggregate import MIN_COVERAGE_PERCENT, RULE, aggregate_video
+from dfdc_ray.evaluate.aggregate import MIN_COVERAGE_PERCENT, RULES, aggregate_video, describe
 from dfdc_ray.evaluate.metrics import THRESHOLD
 from dfdc_ray.evaluate.scorer import Scorer, load_scorer
 from dfdc_ray.faces.detect import Detector, load_detector
@@ -48,7 +48,7 @@ class TrackScore:
     """One face over time."""
 
     track_id: int
-    score: float  # mean over its frames
+    score: float  # of its frames, by the rule
     coverage: float  # its share of the sampled frames
     counted: bool  # long enough to decide
     faces: tuple[FaceScore, ...]  # ascending frame
@@ -106,7 +106,7 @@ def score_video(uri: str, scorer: Scorer, detector: Detector | None, settings: S
 def _judged(uri: str, rows: list[dict[str, Any]], scores: np.ndarray, *, sampled: int, scorer: Scorer) -> VideoScore:
     track_ids = np.array([row["track_id"] or 0 for row in rows])  # null for whole frames: one track
     frames = np.array([row["frame"] for row in rows])
-    whole = aggregate_video(track_ids, frames, scores, sampled)
+    whole = aggregate_video(track_ids, frames, scores, sampled, rule=scorer.rule)
     times = {row["frame"]: row["time_s"] for row in rows}
     tracks = []
     for track_id in np.unique(track_ids):
@@ -121,9 +121,9 @@ def _judged(uri: str, rows: list[dict[str, Any]], scores: np.ndarray, *, sampled
             for row, score, of in zip(rows, scores, track_ids, strict=True)
             if of == track_id
         )
-        mean = float(np.mean([face.score for face in faces]))
+        score = RULES[scorer.rule](np.array([face.score for face in faces]))
         counted = int(track_id) in whole.tracks
-        tracks.append(TrackScore(track_id=int(track_id), score=mean, coverage=len(faces) / sampled, counted=counted, faces=faces))
+        tracks.append(TrackScore(track_id=int(track_id), score=score, coverage=len(faces) / sampled, counted=counted, faces=faces))
     probability = scorer.probability(whole.score)
     return VideoScore(
         uri=uri,
@@ -203,7 +203,7 @@ def to_json(results: Sequence[VideoScore], scorer: Scorer, *, checkpoint: str, f
         "checkpoint": checkpoint,
         "model": scorer.config["model"],
         "threshold": THRESHOLD,
-        "aggregation": RULE,
+        "aggregation": describe(scorer.rule),
         "min_coverage_percent": MIN_COVERAGE_PERCENT,
         "frames_per_video": frames,
         "videos": [asdict(result) for result in results],

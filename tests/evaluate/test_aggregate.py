@@ -3,7 +3,11 @@
 import numpy as np
 import pytest
 
-from dfdc_ray.evaluate.aggregate import aggregate, aggregate_video, counted_tracks, video_score
+from dfdc_ray.evaluate.aggregate import RULES, aggregate, aggregate_video, counted_tracks, describe
+
+
+def video_score(scores: np.ndarray, track_ids: np.ndarray, sampled_frames: int, **options: str) -> float:
+    return aggregate_video(track_ids, np.arange(len(scores)), scores, sampled_frames, **options).score
 
 
 def test_one_track_is_a_mean() -> None:
@@ -63,3 +67,41 @@ def test_table_of_several_videos_in_any_order() -> None:
 def test_no_face_is_no_score() -> None:
     with pytest.raises(ValueError, match="no score"):
         video_score(np.array([]), np.array([]), 32)
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        ("mean", 0.4),
+        ("mean_logit", 0.4091),
+        ("max", 0.9),
+        ("top_quarter", 0.9),
+        ("confident", 0.4),
+    ],
+)
+def test_rules_by_hand(rule: str, expected: float) -> None:
+    scores = np.array([0.2, 0.2, 0.2, 0.2, 0.2, 0.9, 0.9, 0.4])
+    found = video_score(scores, np.zeros(8, int), 8, rule=rule)
+    assert found == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_confident_rule_takes_the_sure_ones_where_there_are_many() -> None:
+    tracks = np.zeros(32, int)
+    many_fakes = np.array([0.9] * 13 + [0.5] * 19)
+    assert video_score(many_fakes, tracks, 32, rule="confident") == pytest.approx(0.9)
+    too_few = np.array([0.9] * 12 + [0.5] * 20)  # 12 of 32 are less than 40 %
+    assert video_score(too_few, tracks, 32, rule="confident") == pytest.approx(too_few.mean())
+    nearly_all_real = np.array([0.1] * 30 + [0.7] * 2)
+    assert video_score(nearly_all_real, tracks, 32, rule="confident") == pytest.approx(0.1)
+
+
+def test_the_highest_track_decides_under_every_rule() -> None:
+    scores, tracks = np.array([0.1, 0.2, 0.6, 0.7]), np.array([0, 0, 1, 1])
+    for rule in RULES:
+        assert 0.6 <= video_score(scores, tracks, 2, rule=rule) <= 0.7, rule
+
+
+def test_a_single_face_is_its_own_score_under_every_rule() -> None:
+    for rule in RULES:
+        assert video_score(np.array([0.3]), np.array([0]), 1, rule=rule) == pytest.approx(0.3)
+        assert "over the frames of a track" in describe(rule)

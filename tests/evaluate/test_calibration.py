@@ -13,7 +13,7 @@ from dfdc_ray.evaluate.calibration import Calibration, fit
 
 
 def made(a: float, b: float) -> Calibration:
-    return Calibration(a=a, b=b, reals=1, fakes=1, data_hash="d", weights="w")
+    return Calibration(rule="mean", a=a, b=b, reals=1, fakes=1, data_hash="d", weights="w")
 
 
 def drawn(n: int, *, a: float, b: float) -> tuple[np.ndarray, np.ndarray]:
@@ -69,3 +69,13 @@ def test_it_is_kept_and_refused_for_other_weights(tmp_path: Path) -> None:
     (tmp_path / calibration.FILE).write_text(json.dumps({"a": 1}))
     with pytest.raises(UserError, match="damaged"):
         calibration.load(str(tmp_path), weights="w")
+
+
+def test_the_rule_with_the_lowest_log_loss_is_chosen() -> None:
+    scores, labels = drawn(400, a=1.5, b=0.0)
+    guesses = np.random.default_rng(1).uniform(0.02, 0.98, 400)
+    upside_down = 1 - scores
+    assert calibration.choose({"guess": guesses, "down": upside_down, "good": scores}, labels) == ("good", *fit(scores, labels))
+    assert calibration.choose({"first": scores, "second": scores}, labels)[0] == "first"
+    with pytest.raises(UserError, match="nothing to calibrate"):
+        calibration.choose({"down": upside_down}, labels)

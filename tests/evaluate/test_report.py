@@ -2,22 +2,34 @@
 
 import csv
 import json
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 
+from dfdc_ray.evaluate.duplicates import Pair
+from dfdc_ray.evaluate.files import scores_csv, write
 from dfdc_ray.evaluate.metrics import Metrics, judge
-from dfdc_ray.evaluate.report import JudgedVideo, Report, markdown, scores_csv, show, write
+from dfdc_ray.evaluate.report import JudgedVideo, Report, Robustness
+from dfdc_ray.evaluate.tables import markdown, show
 
 PRIOR = 0.75
 FILES = ["reliability.png", "report.json", "report.md", "roc.png", "scores.csv", "scores.png"]
 
 
 def _video(name: str, label: str, score: float | None, **more: object) -> JudgedVideo:
-    given: dict = {"method": None, "part": None, "stage": None, "error": None, "status": "ok", "short_tracks": False} | more
+    given: dict = {
+        "method": None,
+        "part": None,
+        "stage": None,
+        "error": None,
+        "status": "ok",
+        "short_tracks": False,
+        "lightness": None,
+        "skin_tone": None,
+    } | more
     counted_as = PRIOR if score is None else score
     counts = {"frames_sampled": 4, "frames_scored": 0 if score is None else 4}
     ids = {"video_id": f"c/{name}.mp4", "group_id": f"g{name[-1]}"}
@@ -43,6 +55,10 @@ def _report(videos: list[JudgedVideo]) -> Report:
         unlabelled_videos=3,
         frame_scores=scores,
         frame_labels=labels,
+        rules={"mean": level.metrics, "max": level.metrics},
+        rule="mean",
+        robustness=(),
+        near_duplicates=None,
     )
 
 
@@ -123,6 +139,27 @@ def test_no_table_of_methods_and_parts_that_nobody_knows() -> None:
     text = markdown(_report([_video("real1", "REAL", 0.1), _video("fake2", "FAKE", 0.7)]))
     assert "## By method" not in text
     assert "## By part" not in text
+
+
+def test_quarters_by_lightness_and_classes_of_skin_tone() -> None:
+    videos = [_video(f"real{i}", "REAL", 0.1, lightness=20.0 + 10 * i, skin_tone=60.0) for i in range(4)]
+    videos += [_video(f"fake{i}", "FAKE", 0.4, lightness=21.0 + 10 * i, skin_tone=-40.0) for i in range(4)]
+    text = markdown(_report(videos))
+    assert "| L* 20 to 21 | 1 | 1 | 1.0000 | 0.0000 |" in text
+    assert "| L* 50 to 51 | 1 | 1 |" in text
+    assert "| very light | 4 | 0 | 1.0000 | undefined (no fakes) |" in text
+    assert "| dark | 0 | 4 |" in text
+
+
+def test_robustness_and_near_duplicates_where_they_were_asked_for(report: Report) -> None:
+    assert "Robustness" not in markdown(report)
+    assert "Near-duplicates" not in markdown(report)
+    worse = replace(report.video.metrics, auc=(report.video.metrics.auc or 0) - 0.125)
+    changed = (Robustness(change="blur", video=worse, frame=report.frame.metrics),)
+    text = markdown(replace(report, robustness=changed, near_duplicates=(Pair("c/real1.mp4", "c/other.mp4", 2),)))
+    assert f"| blur | {worse.auc:.4f} (-0.1250) |" in text
+    assert "1 of the 7 videos are within" in text
+    assert "| c/real1.mp4 | c/other.mp4 | 2 |" in text
 
 
 def test_one_class_is_undefined_in_words(tmp_path: Path) -> None:

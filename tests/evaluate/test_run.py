@@ -21,7 +21,6 @@ from dfdc_ray.corpus.index import INDEX
 from dfdc_ray.corpus.splits import assign
 from dfdc_ray.errors import UserError
 from dfdc_ray.evaluate import calibration, run
-from dfdc_ray.evaluate.aggregate import Aggregate
 from dfdc_ray.evaluate.run import calibrate, evaluate
 from dfdc_ray.evaluate.scorer import load_scorer
 from dfdc_ray.faces.crop import encode
@@ -31,6 +30,7 @@ from dfdc_ray.preprocess.plan import Video, units
 from dfdc_ray.preprocess.settings import settings_of
 from dfdc_ray.preprocess.unit import UnitResult, VideoResult, ledger_row
 from dfdc_ray.shards.manifest import read_manifest
+from dfdc_ray.shards.rows import RowTable
 from dfdc_ray.train import checkpoint, transforms
 
 FRAMES = 4
@@ -231,12 +231,23 @@ def test_an_incomplete_copy_of_the_faces_is_named(faces: Path, best: Path, tmp_p
         _evaluate(copy, best, tmp_path / "report")
 
 
-def _validation_scores(monkeypatch: pytest.MonkeyPatch, real: float, fakes: list[float]) -> None:
-    """Scores of the videos of part 6, the validation, in place of the model's (which has random weights)."""
+def _validation_scores(monkeypatch: pytest.MonkeyPatch, real: float, fakes: list[float], *, first_frame: float | None = None) -> None:
+    """Scores of the faces of part 6, the validation, in place of the model's (which has random weights)."""
     scores = {"c/r6.mp4": real} | {f"c/f6{n}.mp4": score for n, score in enumerate(fakes)}
-    nothing = np.empty(0)
-    found = {name: Aggregate(score=score, tracks=(0,), short=False, frames=nothing, frame_scores=nothing) for name, score in scores.items()}
-    monkeypatch.setattr(run, "_score", lambda *_: found)
+
+    def given(_: Any, rows: RowTable, **__: Any) -> np.ndarray:
+        of_rows = np.array([scores[name] for name in rows.table["video_id"].cast(pa.string()).to_pylist()])
+        fake_first = (rows.column("frame") == 0) & (rows.labels == 1)
+        return of_rows if first_frame is None else np.where(fake_first, first_frame, of_rows)
+
+    monkeypatch.setattr(run, "score_rows", given)
+
+
+def _fitted(folder: Path) -> calibration.Calibration:
+    weights = json.loads((folder / "config.json").read_text())["files"]["model.safetensors"]
+    fitted = calibration.load(str(folder), weights=weights)
+    assert fitted is not None
+    return fitted
 
 
 def test_calibration_is_fitted_on_validation_and_used_from_then_on(
@@ -251,10 +262,9 @@ def test_calibration_is_fitted_on_validation_and_used_from_then_on(
     with monkeypatch.context() as patch:
         _validation_scores(patch, 0.2, [0.3, 0.6, 0.9])
         calibrate(CalibrateConfig(faces=str(faces), checkpoint=str(checkpointed)))
-    weights = json.loads((checkpointed / "config.json").read_text())["files"]["model.safetensors"]
-    fitted = calibration.load(str(checkpointed), weights=weights)
-    assert fitted is not None
-    assert (fitted.a, fitted.b) == calibration.fit(np.array([0.3, 0.6, 0.9, 0.2]), np.array([1, 1, 1, 0]))
+    fitted = _fitted(checkpointed)
+    assert fitted.rule == "mean"  # all rules say the same of frames that are all the same
+    assert (fitted.a, fitted.b) == pytest.approx(calibration.fit(np.array([0.3, 0.6, 0.9, 0.2]), np.array([1, 1, 1, 0])))
 
     after = _evaluate(faces, checkpointed, tmp_path / "after")
     assert "1 real and 3 fake validation videos" in after["protocol"]["calibration"]
@@ -266,6 +276,27 @@ def test_calibration_is_fitted_on_validation_and_used_from_then_on(
     assert "| calibrated |" in (tmp_path / "after" / "report.md").read_text()
 
 
+def test_the_rule_that_fits_validation_best_is_kept_and_used(
+    faces: Path, best: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fakes that show it in one frame of four, and the less the more their other frames do: only the highest frame tells them."""
+    checkpointed = tmp_path / "best"
+    shutil.copytree(best, checkpointed)
+    before = _evaluate(faces, checkpointed, tmp_path / "before")
+    with monkeypatch.context() as patch:
+        _validation_scores(patch, 0.5, [0.2, 0.3, 0.4], first_frame=0.9)
+        calibrate(CalibrateConfig(faces=str(faces), checkpoint=str(checkpointed)))
+    assert _fitted(checkpointed).rule == "max"
+
+    after = _evaluate(faces, checkpointed, tmp_path / "after")
+    assert after["rule"] == "max"
+    assert after["rules"] == before["rules"]  # all of them, as the model gives them
+    assert after["protocol"]["aggregation"].startswith("video: highest over the frames of a track")
+    assert "| **max** (in use) |" in (tmp_path / "after" / "report.md").read_text()
+    mean, highest = ({v["video_id"]: v["raw_score"] for v in report["videos"] if v["score"] is not None} for report in (before, after))
+    assert all(highest[name] > mean[name] for name in mean)
+
+
 def test_a_model_that_ranks_validation_the_wrong_way_is_not_calibrated(
     faces: Path, best: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,3 +305,37 @@ def test_a_model_that_ranks_validation_the_wrong_way_is_not_calibrated(
     with pytest.raises(UserError, match="nothing to calibrate"):
         calibrate(CalibrateConfig(faces=str(faces), checkpoint=str(tmp_path / "best")))
     assert not (tmp_path / "best" / calibration.FILE).exists()
+
+
+def test_robustness_judges_the_same_videos_after_each_change(
+    faces: Path, best: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    changes = {"nothing": lambda picture: picture, "black": torch.zeros_like}
+    monkeypatch.setattr(run, "CHANGES", changes)
+    report = _evaluate(faces, best, tmp_path / "report", robustness=True)
+    nothing, black = report["robustness"]
+    assert (nothing["change"], black["change"]) == ("nothing", "black")
+    assert nothing["video"] == report["video"]["metrics"]
+    assert nothing["frame"] == report["frame"]["metrics"]
+    assert black["frame"]["auc"] == 0.5  # every face is the same
+    assert black["video"]["n"] == report["video"]["metrics"]["n"]
+    assert "| black | " in (tmp_path / "report" / "report.md").read_text()
+
+
+def test_near_duplicates_of_training_are_looked_for_on_request(faces: Path, best: Path, tmp_path: Path) -> None:
+    trained_here = _changed(best, tmp_path / "best", data_hash=read_manifest(str(faces)).data_hash)
+    report = _evaluate(faces, trained_here, tmp_path / "report", training_faces=str(faces))
+    assert report["near_duplicates"] == []  # noise is like no other noise
+    assert "0 of the 12 videos are within 6 of 64 bits" in (tmp_path / "report" / "report.md").read_text()
+    with pytest.raises(UserError, match="give the --faces of its training"):
+        _evaluate(faces, best, tmp_path / "other", training_faces=str(faces))
+
+
+def test_faces_are_sliced_by_how_they_look(report_of_test: Path) -> None:
+    videos = json.loads((report_of_test / "report.json").read_text())["videos"]
+    assert all((v["lightness"] is None) == (v["score"] is None) for v in videos)
+    light = [v["lightness"] for v in videos if v["lightness"] is not None]
+    assert 40 < min(light) <= max(light) < 70  # noise of all colours
+    text = (report_of_test / "report.md").read_text()
+    assert "## By lightness of the face" in text
+    assert "## By skin tone" in text

@@ -1,0 +1,75 @@
+"""A report as files: report.json (everything), report.md, roc.png, scores.png, reliability.png, scores.csv."""
+
+import csv
+import io
+import json
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from dfdc_ray import storage
+from dfdc_ray.evaluate import plots, tables
+from dfdc_ray.evaluate.report import Report
+
+FORMAT_VERSION = 1
+
+
+def write(report: Report, out: str) -> None:
+    """Write all files into the folder or s3:// prefix `out`; report.json last, so that it is there only if the others are."""
+    storage.make_dirs(out)
+    scores = np.array([v.counted_as for v in report.videos])
+    labels = np.array([v.label == "FAKE" for v in report.videos], dtype=np.int64)
+    scored = np.array([v.score is not None for v in report.videos])
+    unscored = f"; {len(report.unscored)} without a score not shown" if report.unscored else ""
+    frames = report.frame_scores, report.frame_labels
+    storage.write_bytes(storage.join(out, "roc.png"), plots.roc((scores, labels), frames, title=report.title))
+    storage.write_bytes(storage.join(out, "scores.png"), plots.histograms(scores[scored], labels[scored], title=report.title + unscored))
+    reliability = plots.reliability(
+        np.array([v.raw_score for v in report.videos if v.score is not None]), scores[scored], labels[scored], title=report.title + unscored
+    )
+    storage.write_bytes(storage.join(out, "reliability.png"), reliability)
+    storage.write_bytes(storage.join(out, "scores.csv"), scores_csv(report).encode())
+    storage.write_bytes(storage.join(out, "report.md"), tables.markdown(report).encode())
+    storage.write_bytes(storage.join(out, "report.json"), (json.dumps(to_json(report), indent=2) + "\n").encode())
+
+
+def to_json(report: Report) -> dict[str, Any]:
+    """Everything, as plain values with stable keys; an undefined number is null."""
+    return _rounded(
+        {
+            "format": FORMAT_VERSION,
+            "title": report.title,
+            "warnings": list(report.warnings),
+            "protocol": report.protocol,
+            "video": asdict(report.video),
+            "frame": asdict(report.frame),
+            "videos": [asdict(v) for v in report.videos],
+            "videos_without_score": [v.video_id for v in report.unscored],
+            "videos_short_tracks": [v.video_id for v in report.videos if v.short_tracks],
+            "videos_unlabelled": report.unlabelled_videos,
+            "worst": [v.video_id for v in report.worst],
+            "rule": report.rule,
+            "rules": {rule: asdict(metrics) for rule, metrics in report.rules.items()},
+            "robustness": [asdict(line) for line in report.robustness],
+            "near_duplicates": None if report.near_duplicates is None else [asdict(pair) for pair in report.near_duplicates],
+        }
+    )
+
+
+def _rounded(value: Any) -> Any:
+    if isinstance(value, float):
+        return float(f"{value:.6g}")  # single precision has no more to say
+    if isinstance(value, dict):
+        return {key: _rounded(item) for key, item in value.items()}
+    return [_rounded(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def scores_csv(report: Report) -> str:
+    """One line per labelled video; `score` is empty where there was no face, `counted_as` is what the metrics took."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["video_id", "group_id", "label", "status", "score", "counted_as"])
+    for v in report.videos:
+        writer.writerow([v.video_id, v.group_id, v.label, v.status, "" if v.score is None else f"{v.score:.6f}", f"{v.counted_as:.6f}"])
+    return buffer.getvalue()

@@ -1,0 +1,75 @@
+"""What must be known before and beside the numbers of an evaluation: on what they were taken, how, and what they do not say."""
+
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from typing import Any
+
+from dfdc_ray import __version__
+from dfdc_ray.config import EvaluateConfig
+from dfdc_ray.corpus import splits
+from dfdc_ray.evaluate.aggregate import describe
+from dfdc_ray.evaluate.metrics import LOG_LOSS_EPS, THRESHOLD
+from dfdc_ray.evaluate.report import JudgedVideo
+from dfdc_ray.evaluate.scorer import Scorer
+from dfdc_ray.evaluate.videos import SplitVideos
+from dfdc_ray.shards.manifest import Manifest
+
+GENERATED = "drawn_"  # how the methods of the generated corpus begin
+_FREE = ("sampling", "frames", "real_multiplier")  # of the faces' configuration, what may differ from training without changing a face
+
+
+def warnings_of(config: EvaluateConfig, trained: Mapping[str, Any], manifest: Manifest, videos: SplitVideos) -> tuple[str, ...]:
+    """What must be known before any number; `trained` is the configuration of the training faces."""
+    found = []
+    if config.split == "train":
+        found.append("TRAINING DATA: the model was fitted to these very videos. This says nothing about videos that it has not seen.")
+    if config.split == "validation":
+        found.append("VALIDATION DATA: the checkpoint was chosen by it, so it looks better here than on new videos. Report the test split.")
+    if any((videos.methods.get(row["video_id"]) or "").startswith(GENERATED) for row in videos.labelled):
+        found.append("GENERATED CORPUS: these faces are drawn. This says nothing about real fakes.")
+    differing = [
+        f"{name} {trained.get(name)} in training, {manifest.config.get(name)} here"
+        for name in sorted(trained.keys() | manifest.config.keys())
+        if name not in _FREE and trained.get(name) != manifest.config.get(name)
+    ]
+    if differing:
+        found.append(f"These faces were made in another way than those of training: {'; '.join(differing)}.")
+    return tuple(found)
+
+
+def protocol(
+    config: EvaluateConfig, scorer: Scorer, manifest: Manifest, videos: Sequence[JudgedVideo], *, frames_scored: int
+) -> dict[str, Any]:
+    """What the numbers were taken on, and how: plain JSON values, in the order in which a reader wants them."""
+    checkpoint, faces = scorer.config, manifest.config
+    return {
+        "checkpoint": config.checkpoint,
+        "checkpoint_rule": checkpoint["selection"],
+        "checkpoint_epoch": checkpoint["epoch"],
+        "model": checkpoint["model"],
+        "faces": config.faces,
+        "data_hash": manifest.data_hash,
+        "data_hash_of_training": checkpoint["data_hash"],
+        "split": config.split,
+        "split_rule": splits.describe(checkpoint["split"]),
+        "groups": len({v.group_id for v in videos}),
+        "videos": len(videos),
+        "videos_scored": sum(v.score is not None for v in videos),
+        "sampling": faces["sampling"],
+        "frames_per_video": faces["frames"],
+        "frames_used": "core frames only",
+        "frames_sampled": sum(v.frames_sampled for v in videos),
+        "frames_scored": frames_scored,
+        "aggregation": describe(scorer.rule),
+        "calibration": scorer.calibration.describe() if scorer.calibration else "none: `dfdc-ray calibrate` fits one on validation",
+        "threshold": THRESHOLD,
+        "log_loss_clipping": LOG_LOSS_EPS,
+        "without_a_face": "counts at the training prior, by video; not in the numbers by frame",
+        "train_prior": checkpoint["prior"],
+        "device": str(scorer.device),
+        "versions": {"python": platform.python_version(), "dfdc-ray": __version__}
+        | {name: version(name) for name in ("torch", "torchvision", "torchmetrics", "numpy", "pyarrow")},
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

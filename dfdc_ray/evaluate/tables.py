@@ -1,0 +1,241 @@
+"""The tables of a report, in Markdown and on the console."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from dfdc_ray.evaluate import calibration
+from dfdc_ray.evaluate.appearance import SKIN_TONES, skin_tone_class
+from dfdc_ray.evaluate.duplicates import CLOSE
+from dfdc_ray.evaluate.metrics import THRESHOLD, Interval, Level, Metrics, binary_metrics, log_losses
+from dfdc_ray.evaluate.report import JudgedVideo, Report
+
+# name in Metrics, name for people, what it is counted over
+_LINES = (
+    ("accuracy", f"accuracy at {THRESHOLD}", "n"),
+    ("balanced_accuracy", "balanced accuracy", "n"),
+    ("recall_real", "recall of reals", "reals"),
+    ("recall_fake", "recall of fakes", "fakes"),
+    ("log_loss", "log loss (nats)", "n"),
+    ("auc", "ROC AUC", "n"),
+    ("pr_auc", "PR AUC (average precision)", "n"),
+    ("eer", "equal error rate", "n"),
+    ("recall_at_1", "recall of fakes at 1 % false positives", "fakes"),
+    ("recall_at_5", "recall of fakes at 5 % false positives", "fakes"),
+    ("recall_at_10", "recall of fakes at 10 % false positives", "fakes"),
+)
+_ON_CONSOLE = ("accuracy", "balanced_accuracy", "recall_real", "recall_fake", "log_loss", "auc", "eer")  # it has 80 columns
+_OVER = {"n": "", "reals": "real", "fakes": "fake"}
+_BASELINE_NAMES = {"always_fake": "always fake", "training_majority": "training majority", "constant_prior": "constant prior"}
+
+
+def number(value: float | None, metrics: Metrics) -> str:
+    """A metric with four decimals, or why it is undefined."""
+    if value is not None:
+        return f"{value:.4f}"
+    if metrics.n == 0:
+        return "undefined (nothing scored)"
+    return "undefined (no reals)" if metrics.reals == 0 else "undefined (no fakes)"
+
+
+def _interval(interval: Interval | None) -> str:
+    return "" if interval is None else f"{interval.low:.4f} to {interval.high:.4f}"
+
+
+def _over(metrics: Metrics, over: str, unit: str) -> str:
+    if over == "n":
+        return f"{metrics.n} {unit}: {metrics.reals} real, {metrics.fakes} fake"
+    return f"{getattr(metrics, over)} {_OVER[over]} {unit}"
+
+
+def _level_rows(level: Level, unit: str) -> list[list[str]]:
+    return [
+        [
+            title,
+            number(getattr(level.metrics, name), level.metrics),
+            _interval(level.intervals.get(name)),
+            *(number(getattr(baseline, name), baseline) for baseline in level.baselines.values()),
+            _over(level.metrics, over, unit),
+        ]
+        for name, title, over in _LINES
+    ]
+
+
+def _header(level: Level, unit: str) -> list[str]:
+    return [f"by {unit.removesuffix('s')}", "model", "95 % interval", *(_BASELINE_NAMES[name] for name in level.baselines), "over"]
+
+
+def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = [header, ["---"] * len(header), *rows]
+    return ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines] + [""]
+
+
+def markdown(report: Report) -> str:
+    """The report for people: protocol, tables beside the baselines, what could not be scored, the worst mistakes."""
+    lines = [f"# {report.title}", ""]
+    for warning in report.warnings:
+        lines += [f"> **{warning}**", ""]
+    lines += ["## Protocol", ""]
+    lines += _markdown_table(["what", "value"], [[key.replace("_", " "), _plain(value)] for key, value in report.protocol.items()])
+    for unit, level in (("videos", report.video), ("frames", report.frame)):
+        m = level.metrics
+        lines += [f"## By {unit.removesuffix('s')}", "", *_markdown_table(_header(level, unit), _level_rows(level, unit))]
+        lines += [f"Intervals: {level.interval_note}.", ""]
+        confusion = [["real", str(m.real_as_real), str(m.real_as_fake)], ["fake", str(m.fake_as_real), str(m.fake_as_fake)]]
+        lines += _markdown_table([unit, "called real", "called fake"], confusion)
+    for title, beside, slices in _slices(report.videos):
+        lines += [f"## By {title}", "", *_markdown_table(*_slice_table(beside, slices))]
+    if any(v.lightness is not None for v in report.videos):
+        lines += ["Lightness (CIELAB) and skin tone are of the pictures' middles, lamps and cameras included; medians over the frames.", ""]
+    lines += ["## Aggregation", "", *_rules(report)]
+    if report.robustness:
+        lines += ["## Robustness", "", *_robustness(report)]
+    if report.near_duplicates is not None:
+        lines += ["## Near-duplicates of training videos", "", *_near_duplicates(report)]
+    lines += ["## Calibration", "", *_calibration(report)]
+    lines += ["![ROC](roc.png)", "", "![Reliability](reliability.png)", "", "![Scores](scores.png)", "", "## Videos without a score", ""]
+    if report.unscored:
+        lines += [f"{len(report.unscored)} of {len(report.videos)} labelled videos; each counts at the training prior.", ""]
+        rows = [[v.video_id, v.label, v.status, ": ".join(filter(None, (v.stage, v.error)))] for v in report.unscored]
+        lines += _markdown_table(["video", "label", "status", "why"], rows)
+    else:
+        lines += [f"None: all {len(report.videos)} labelled videos have a score.", ""]
+    short, scored = sum(v.short_tracks for v in report.videos), len(report.videos) - len(report.unscored)
+    lines += [f"In {short} of the {scored} scored videos no track was long enough, so the longest counted.", ""]
+    lines += [f"Videos without a label, which no split holds: {report.unlabelled_videos}.", "", "## Worst mistakes", ""]
+    if report.worst:
+        rows = [
+            [v.video_id, v.label, v.method or "", f"{v.counted_as:.4f}", f"{v.frames_scored} of {v.frames_sampled}"] for v in report.worst
+        ]
+        lines += _markdown_table(["video", "label", "method", "score", "frames scored"], rows)
+    else:
+        lines += ["None.", ""]
+    return "\n".join(lines)
+
+
+def _calibration(report: Report) -> list[str]:
+    """What calibration does to the scored videos of this split."""
+    scored = [v for v in report.videos if v.raw_score is not None]
+    labels = np.array([v.label == "FAKE" for v in scored], dtype=np.int64)
+    if not scored:
+        return ["No video has a score.", ""]
+    before, after = np.array([v.raw_score for v in scored]), np.array([v.score for v in scored])
+    rows = [
+        [name, f"{log_losses(scores, labels).mean():.4f}", f"{calibration.error(scores, labels):.4f}"]
+        for name, scores in (("as the model gives them", before), ("calibrated", after))
+    ]
+    if np.array_equal(before, after):  # not calibrated
+        rows = rows[:1]
+    header = [f"scores of {len(scored)} videos", "log loss", f"calibration error ({calibration.BINS} bins)"]
+    return [*_markdown_table(header, rows), f"Calibration: {report.protocol['calibration']}.", ""]
+
+
+Slice = tuple[str, list[JudgedVideo]]
+
+
+def _slices(videos: Sequence[JudgedVideo]) -> list[tuple[str, str, list[Slice]]]:
+    """The tables by what is known of the videos: title, head of the first column, and the videos of each line."""
+    reals, fakes = ([v for v in videos if v.label == label] for label in ("REAL", "FAKE"))
+    found: list[tuple[str, str, list[Slice]]] = []
+    if any(v.method is not None for v in fakes):
+        methods = sorted({v.method for v in fakes}, key=lambda method: (method is None, method or ""))
+        of_methods = [(method or "not known", [v for v in fakes if v.method == method] + reals) for method in methods]
+        found.append(("method", "method (its fakes and all reals)", of_methods))
+    if any(v.part is not None for v in videos):
+        parts = sorted({v.part for v in videos}, key=lambda part: (part is None, part or 0))
+        found.append(("part", "part", [("not known" if p is None else str(p), [v for v in videos if v.part == p]) for p in parts]))
+    seen = [v for v in videos if v.lightness is not None and v.skin_tone is not None]
+    if seen:
+        quarters = np.array_split(sorted(seen, key=lambda v: (v.lightness, v.video_id)), 4)
+        light = [(f"L* {some[0].lightness:.0f} to {some[-1].lightness:.0f}", list(some)) for some in quarters if len(some)]
+        found.append(("lightness of the face", "quarter, dark to light", light))
+        tones = [(name, [v for v in seen if skin_tone_class(v.skin_tone or 0) == name]) for name, _ in SKIN_TONES]
+        found.append(("skin tone", "individual typology angle", [(name, some) for name, some in tones if some]))
+    return found
+
+
+def _slice_table(beside: str, slices: list[Slice]) -> tuple[list[str], list[list[str]]]:
+    rows = []
+    for name, some in slices:
+        labels = np.array([v.label == "FAKE" for v in some], dtype=np.int64)
+        m = binary_metrics(np.array([v.counted_as for v in some]), labels)
+        cells = [number(getattr(m, metric), m) for metric in ("recall_real", "recall_fake", "log_loss", "auc")]
+        rows.append([name, str(m.reals), str(m.fakes), *cells])
+    return [beside, "reals", "fakes", "recall of reals", "recall of fakes", "log loss", "ROC AUC"], rows
+
+
+def _rules(report: Report) -> list[str]:
+    """Each rule on the same videos; the one in use was chosen on others."""
+    rows = [
+        [f"**{rule}** (in use)" if rule == report.rule else rule, number(m.log_loss, m), number(m.auc, m), number(m.accuracy, m)]
+        for rule, m in report.rules.items()
+    ]
+    note = f"Over the {len(report.videos)} videos, scores as the model gives them. `dfdc-ray calibrate` chooses the rule, on validation."
+    return [*_markdown_table(["frames to video by", "log loss", "ROC AUC", f"accuracy at {THRESHOLD}"], rows), note, ""]
+
+
+def _robustness(report: Report) -> list[str]:
+    """The metrics after each change, beside those without."""
+
+    def line(name: str, video: Metrics, frame: Metrics) -> list[str]:
+        cells = []
+        for now, before in ((video, report.video.metrics), (frame, report.frame.metrics)):
+            drop = "" if now.auc is None or before.auc is None or now is before else f" ({now.auc - before.auc:+.4f})"
+            cells += [number(now.auc, now) + drop, number(now.log_loss, now)]
+        return [name, *cells]
+
+    rows = [line("none", report.video.metrics, report.frame.metrics), *(line(r.change, r.video, r.frame) for r in report.robustness)]
+    head = ["every face changed by", "video ROC AUC", "video log loss", "frame ROC AUC", "frame log loss"]
+    return [*_markdown_table(head, rows), f"Over the same {len(report.videos)} videos; in brackets the difference.", ""]
+
+
+def _near_duplicates(report: Report) -> list[str]:
+    pairs = report.near_duplicates or ()
+    lines = [
+        f"{len(pairs)} of the {len(report.videos)} videos are within {CLOSE} of 64 bits of a training video (pHash of the middle face)."
+    ]
+    if pairs:
+        rows = [[pair.video_id, pair.training_video_id, str(pair.bits)] for pair in pairs[:20]]
+        lines += ["", *_markdown_table(["video", "nearest in training", "bits apart"], rows)[:-1]]
+    return [*lines, ""]
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_plain(item)}" for key, item in value.items())
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def show(report: Report, console: Console) -> None:
+    """The tables on a console, warnings first."""
+    console.print(f"\n{report.title}", style="bold", markup=False, highlight=False)
+    for warning in report.warnings:
+        console.print(warning, style="bold red", markup=False, highlight=False)
+    for unit, level in (("videos", report.video), ("frames", report.frame)):
+        m = level.metrics
+        caption = (
+            f"real {unit}: {m.real_as_real} called real, {m.real_as_fake} called fake\n"
+            f"fake {unit}: {m.fake_as_real} called real, {m.fake_as_fake} called fake\nintervals: {level.interval_note}"
+        )
+        shown = ("always_fake", "constant_prior")  # the third is in the files: a terminal has 80 columns
+        table = Table(box=box.SIMPLE_HEAD, padding=0, caption=caption, caption_justify="left")
+        for name in (f"by {unit.removesuffix('s')}", "model", "95 % interval", *(_BASELINE_NAMES[name] for name in shown), "over"):
+            table.add_column(name, no_wrap=name != "model", min_width=9 if name == "model" else None)  # "undefined"
+        for name, title, over in [line for line in _LINES if line[0] in _ON_CONSOLE]:
+            value = getattr(m, name)
+            others = [number(getattr(level.baselines[baseline], name), m) if value is not None else "-" for baseline in shown]
+            count = f"{getattr(m, over)} {_OVER[over]}"
+            table.add_row(title, f"[bold]{number(value, m)}[/]", _interval(level.intervals.get(name)), *others, count)
+        console.print(table, highlight=False)
+    if report.unscored:
+        counts = Counter(v.status for v in report.unscored)
+        listed = ", ".join(f"{counts[status]} {status}" for status in sorted(counts))
+        total = len(report.videos)
+        console.print(f"{len(report.unscored)} of {total} videos have no score and count at the training prior: {listed}", highlight=False)
+    if report.unlabelled_videos:
+        console.print(f"videos without a label, left out: {report.unlabelled_videos}", highlight=False)

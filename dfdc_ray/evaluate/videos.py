@@ -1,0 +1,84 @@
+"""Which videos an evaluation is about: all labelled ones of a split, also those without a face, and none that was trained on."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from dfdc_ray import storage
+from dfdc_ray.corpus import splits
+from dfdc_ray.corpus.splits import Split
+from dfdc_ray.errors import UserError
+from dfdc_ray.shards.manifest import read_ledger
+
+_NOT_DONE = {"status": "not_done", "stage": None, "error": "preprocess was interrupted before it", "core_decoded": 0}
+
+
+@dataclass(frozen=True)
+class SplitVideos:
+    """Ledger rows of the labelled videos, in order of video_id; how many of the folder have no label; methods by video_id."""
+
+    labelled: list[dict[str, Any]]
+    unlabelled: int
+    methods: Mapping[str, str | None]
+
+    @property
+    def groups(self) -> set[str]:
+        return {row["group_id"] for row in self.labelled}
+
+    @property
+    def labels(self) -> np.ndarray:
+        """int64 [V]: 0 real, 1 fake."""
+        return np.array([row["label"] == "FAKE" for row in self.labelled], dtype=np.int64)
+
+    @property
+    def group_ids(self) -> np.ndarray:
+        """str [V]."""
+        return np.array([row["group_id"] for row in self.labelled], dtype=str)
+
+    @property
+    def sampled(self) -> dict[str, int]:
+        """Core frames that could be decoded, by video_id."""
+        return {row["video_id"]: row["core_decoded"] for row in self.labelled}
+
+
+def split_videos(faces: str, rule: str, split: Split) -> SplitVideos:
+    """The videos of a faces folder that are in this split by the rule. UserError if none is."""
+    ledger = {row["video_id"]: row for row in read_ledger(faces).to_pylist()}
+    index = _index(faces)
+    rows = [ledger.get(row["video_id"], row | _NOT_DONE) for row in index]
+    known = [row for row in rows if row["label"] is not None]  # Kaggle's test_videos have neither label nor part: no rule can place them
+    assigned = splits.assign(rule, [row["group_id"] for row in known], [row["part"] for row in known])
+    labelled = [row for row, of in zip(known, assigned, strict=True) if of == split]
+    if not labelled:
+        counts = ", ".join(f"{name} {assigned.count(name)}" for name in splits.SPLITS)
+        raise UserError(
+            f"no labelled video of {faces} is in the {split} split by the checkpoint's rule {rule} (videos: {counts}). "
+            "Give another --split, or a faces folder with more groups."
+        )
+    return SplitVideos(labelled, len(rows) - len(known), {row["video_id"]: row["method"] for row in index})
+
+
+def refuse_trained_on(groups: set[str], checkpoint: Mapping[str, Any], *, what: str, uri: str) -> None:
+    """UserError if one of these groups is in the checkpoint's own record of what it was trained on. what: the groups, for the message."""
+    seen = sorted(groups & set(checkpoint["train_groups"]))
+    if seen:
+        raise UserError(
+            f"{len(seen)} of the {len(groups)} groups in {what} were trained on by {uri} "
+            f"({', '.join(seen[:5])}{', ...' if len(seen) > 5 else ''}): the result would be worthless. "
+            "Evaluate on the faces that it was trained from, or on other people; --split train judges the training data and says so."
+        )
+
+
+def _index(faces: str) -> list[dict[str, Any]]:
+    """Every video that preprocess knows of, also those that it has not done, in order of video_id."""
+    uri = storage.join(faces, "index.parquet")
+    try:
+        table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=["video_id", "group_id", "part", "label", "method"])
+    except FileNotFoundError as error:
+        raise UserError(f"{uri} is absent. Copy the whole preprocess output, or run its `dfdc-ray preprocess` command again.") from error
+    rows: list[dict[str, Any]] = table.sort_by("video_id").to_pylist()
+    return rows
