@@ -10,7 +10,7 @@ import pytest
 import skimage.data
 
 from dfdc_ray.bench import detectors as bench
-from dfdc_ray.config import BenchDetectorsConfig
+from dfdc_ray.bench.config import BenchDetectorsConfig
 from dfdc_ray.errors import UserError
 
 

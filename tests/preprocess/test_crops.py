@@ -18,9 +18,9 @@ from dfdc_ray.errors import UserError
 from dfdc_ray.preprocess import crops
 from dfdc_ray.preprocess.crops import import_crops
 from dfdc_ray.serve.score import _settings
-from dfdc_ray.shards.dataset import read_rows, split_mask
 from dfdc_ray.shards.manifest import read_ledger, read_manifest
 from dfdc_ray.shards.pack import build, plan
+from dfdc_ray.shards.rows import read_rows, split_mask
 
 
 def picture(seed: int, *, width: int = 20, extension: str = ".jpg") -> bytes:

@@ -1,0 +1,83 @@
+"""The lines of the founding report's table, and those put beside them: on which faces, trained how, split how."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from dfdc_ray.config import Balance, ExperimentsConfig
+from dfdc_ray.experiments.regroup import By
+
+MAJORITY = 0.8075  # the report's numbers, frame accuracy on the Kaggle sample; its split is not stated
+MVP = 0.865
+IMPROVED = 0.94
+IMPROVED_NAME = "faces, 4x reals (improved)"
+CENTRE_NAME = "faces, 5 frames from the middle"
+SECONDS_NAME = "faces, 10 frames a second"
+REAL_MULTIPLIER = 4
+REPORTS_BATCH, REPORTS_RATES = 1, (1e-6, 1e-7)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One line. faces: what differs from preprocess's defaults. reported: the founding report's frame accuracy for it, if it has one."""
+
+    name: str
+    faces: dict[str, Any]
+    epochs: int
+    image_size: int
+    batch_size: int
+    learning_rate: float
+    balance: Balance = "frames"
+    objective: str = "bce"
+    split_by: By | None = None
+    groups: int | None = None
+    reported: float | None = None
+
+    def key(self, config: ExperimentsConfig) -> str:
+        """Names the cell's folder: what it does, and a hash of all that decides its result."""
+        decides = {name: value for name, value in asdict(self).items() if name not in ("name", "reported")}
+        decides |= {"corpus": config.corpus, "split": config.split, "weights": config.weights, "seed": config.seed}
+        digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
+        words = "".join(c if c.isalnum() else "-" for c in self.name.lower())
+        return f"{'-'.join(filter(None, words.split('-')))}-{digest}"
+
+
+def cells(config: ExperimentsConfig) -> list[Cell]:
+    """All but the learning curve, which needs to know how many groups there are."""
+    first, later = config.epochs
+    faces = {"frames": config.frames, "real_multiplier": REAL_MULTIPLIER}
+    usual: dict[str, Any] = {
+        "faces": faces,
+        "epochs": later,
+        "image_size": config.image_size,
+        "batch_size": config.batch_size,
+        "learning_rate": config.learning_rate,
+    }
+    whole = {"crop": "frame", "max_side": config.frame_size, "frames": config.frames, "real_multiplier": 1}
+    mvp = usual | {"faces": whole, "epochs": first, "image_size": config.frame_size, "balance": "none"}
+    reports = {"batch_size": REPORTS_BATCH, "objective": "l2"}
+    plain = {"real_multiplier": 1}
+    return [
+        Cell(name="whole frames (MVP)", reported=MVP, **mvp),
+        Cell(name="whole frames, the report's settings", reported=MVP, **mvp | reports | {"learning_rate": REPORTS_RATES[0]}),
+        Cell(name=IMPROVED_NAME, reported=IMPROVED, **usual),
+        *(
+            Cell(name=f"faces, the report's settings, {rate:g}", reported=IMPROVED, **usual | reports | {"learning_rate": rate})
+            for rate in REPORTS_RATES
+        ),
+        Cell(name="faces, L2 for BCE", objective="l2", **usual),
+        Cell(name="faces, reals not multiplied", **usual | {"balance": "none"}),
+        Cell(name=CENTRE_NAME, **usual | {"faces": {"sampling": "centre", "frames": 5} | plain}),
+        Cell(name=SECONDS_NAME, **usual | {"faces": {"sampling": "per_second", "frames": 10} | plain}),
+        Cell(name="split by family", split_by="family", **usual),
+        Cell(name="split by frame", split_by="frame", **usual),
+    ]
+
+
+def curve(config: ExperimentsConfig, groups: int) -> list[Cell]:
+    """The improved model on a quarter and half of the training groups."""
+    improved = next(cell for cell in cells(config) if cell.name == IMPROVED_NAME)
+    counts = sorted({max(1, round(groups * share)) for share in (0.25, 0.5)} - {groups})
+    given = {name: value for name, value in asdict(improved).items() if name not in ("name", "groups", "reported")}
+    return [Cell(name=f"faces, {count} of {groups} training groups", groups=count, **given) for count in counts]

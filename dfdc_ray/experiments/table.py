@@ -1,0 +1,156 @@
+"""The table of the experiments beside the founding report's numbers, and a paragraph that says what the numbers say and no more."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dfdc_ray.config import ExperimentsConfig
+from dfdc_ray.experiments.cells import CENTRE_NAME, IMPROVED_NAME, MAJORITY, SECONDS_NAME, Cell
+
+_HEAD = (
+    "what",
+    "frame accuracy (95 %)",
+    "report",
+    "always fake",
+    "balanced",
+    "recall of reals",
+    "recall of fakes",
+    "frame AUC (95 %)",
+    "video AUC",
+    "frames",
+    "groups",
+)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One cell done: its report.json, where that is, and the groups that it was trained on."""
+
+    cell: Cell
+    uri: str
+    report: Mapping[str, Any]
+    train_groups: tuple[str, ...]
+
+    @property
+    def frame(self) -> Mapping[str, Any]:
+        """Metrics by frame."""
+        found: Mapping[str, Any] = self.report["frame"]["metrics"]
+        return found
+
+    def interval(self, name: str) -> tuple[float, float] | None:
+        found = self.report["frame"]["intervals"].get(name)
+        return found and (found["low"], found["high"])
+
+
+def _cells(line: Line) -> list[str]:
+    m, always = line.frame, line.report["frame"]["baselines"]["always_fake"]
+    return [
+        line.cell.name,
+        _number(m["accuracy"]) + _brackets(line.interval("accuracy")),
+        "-" if line.cell.reported is None else f"{line.cell.reported:.4f}",
+        _number(always["accuracy"]),
+        _number(m["balanced_accuracy"]),
+        _number(m["recall_real"]),
+        _number(m["recall_fake"]),
+        _number(m["auc"]) + _brackets(line.interval("auc")),
+        _number(line.report["video"]["metrics"]["auc"]),
+        f"{m['n']} ({m['reals']} real)",
+        str(line.report["frame"]["groups"]),
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _brackets(interval: tuple[float, float] | None) -> str:
+    return "" if interval is None else f" ({interval[0]:.3f}-{interval[1]:.3f})"
+
+
+def console_table(lines: Sequence[Line], console: Console) -> None:
+    """The columns that fit a terminal."""
+    table = Table(title="by frame, on the test split")
+    for i in (0, 1, 2, 3, 7):
+        table.add_column(_HEAD[i], justify="left" if i == 0 else "right")
+    for line in lines:
+        cells = _cells(line)
+        table.add_row(*(cells[i] for i in (0, 1, 2, 3, 7)))
+    console.print(table)
+
+
+def markdown(config: ExperimentsConfig, lines: Sequence[Line]) -> str:
+    """The whole: protocol, table, what it says."""
+    rows = [list(_HEAD), ["---"] * len(_HEAD), *map(_cells, lines)]
+    improved = _named(lines, IMPROVED_NAME)
+    protocol = improved.report["protocol"]
+    warnings = [*improved.report["warnings"], *_not_comparable(config)]
+    return "\n".join(
+        [
+            "# The founding report's experiments, again",
+            "",
+            *(f"> **{warning}**\n" for warning in warnings),
+            f"Every line is judged on core frames of the test split ({protocol['split_rule']}), by which nothing was chosen: the "
+            f"checkpoint is that with the {protocol['checkpoint_rule']}. {config.epochs[0]} epochs for whole frames, {config.epochs[1]} "
+            f"for faces; learning rate {config.learning_rate:g} and batch {config.batch_size} unless the line says otherwise. Lines differ "
+            "in their frames, so their denominators do too. Intervals are bootstraps over groups. `report`: the founding report's frame "
+            "accuracy, on the Kaggle sample, its split unstated.",
+            "",
+            *("| " + " | ".join(row) + " |" for row in rows),
+            "",
+            "## What the numbers say",
+            "",
+            " ".join(_sentences(lines)),
+            "",
+        ]
+    )
+
+
+def _not_comparable(config: ExperimentsConfig) -> list[str]:
+    if config.weights == "imagenet":
+        return []
+    return ["NOT COMPARABLE with the founding report: it began from ImageNet's weights, these models did not."]
+
+
+def _named(lines: Sequence[Line], name: str) -> Line:
+    return next(line for line in lines if line.cell.name == name)
+
+
+def _sentences(lines: Sequence[Line]) -> list[str]:
+    improved = _named(lines, IMPROVED_NAME)
+    always = improved.report["frame"]["baselines"]["always_fake"]["accuracy"]
+    said = [
+        f"Always saying fake is right in {always:.1%} of these frames (the report's: {MAJORITY:.2%}).",
+        _compared("Faces with four times the frames of reals", improved, "whole frames", _named(lines, "whole frames (MVP)"), "accuracy"),
+        _compared("L2", _named(lines, "faces, L2 for BCE"), "binary cross-entropy", improved, "auc"),
+    ]
+    centre, seconds = _named(lines, CENTRE_NAME), _named(lines, SECONDS_NAME)
+    said.append(
+        f"The recall of reals is {_number(centre.frame['recall_real'])} with 5 frames from the middle and "
+        f"{_number(seconds.frame['recall_real'])} with 10 a second, that of fakes {_number(centre.frame['recall_fake'])} and "
+        f"{_number(seconds.frame['recall_fake'])}."
+    )
+    for by in ("family", "frame"):
+        leak = _named(lines, f"split by {by}")
+        said.append(_compared(f"A split by {by}, which leaks,", leak, "the split by group", improved, "auc"))
+    curve = [line for line in lines if line.cell.groups is not None]
+    if curve:
+        points = ", ".join(f"{_number(line.frame['auc'])} with {line.cell.groups}" for line in curve)
+        said.append(f"Frame AUC by training groups: {points}, {_number(improved.frame['auc'])} with all {len(improved.train_groups)}.")
+    return said
+
+
+def _compared(one: str, a: Line, other: str, b: Line, metric: str) -> str:
+    """Two lines by one metric; a difference is called one only where the intervals do not meet."""
+    name = {"accuracy": "frame accuracy", "auc": "frame AUC"}[metric]
+    x, y = a.frame[metric], b.frame[metric]
+    if x is None or y is None:
+        return f"{one} and {other} cannot be compared by {name}: it is not defined for both."
+    first, second = a.interval(metric), b.interval(metric)
+    verdict = "without intervals to judge by"
+    if first and second:
+        apart = first[0] > second[1] or second[0] > first[1]
+        verdict = "and the intervals do not meet" if apart else "within each other's intervals: no difference can be claimed"
+    return f"{one} and {other}: {name} {x:.4f} and {y:.4f}, {verdict}."

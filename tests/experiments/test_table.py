@@ -1,0 +1,80 @@
+"""The lines, their folders, and that the words follow the numbers."""
+
+from dataclasses import replace
+from typing import Any
+
+from dfdc_ray.config import ExperimentsConfig
+from dfdc_ray.experiments.cells import IMPROVED_NAME, cells, curve
+from dfdc_ray.experiments.table import Line, markdown
+
+CONFIG = ExperimentsConfig(corpus=("videos",), out="out")
+
+
+def _report(accuracy: float, auc: float | None, width: float = 0.02) -> dict[str, Any]:
+    metrics = {"n": 100, "reals": 30, "fakes": 70, "accuracy": accuracy, "balanced_accuracy": accuracy, "recall_real": 0.5} | {
+        "recall_fake": 0.75,
+        "auc": auc,
+    }
+    intervals = {
+        name: None if value is None else {"low": value - width, "high": value + width}
+        for name, value in (("accuracy", accuracy), ("auc", auc))
+    }
+    level = {"metrics": metrics, "intervals": intervals, "groups": 9, "baselines": {"always_fake": {"accuracy": 0.7}}}
+    return {
+        "frame": level,
+        "video": level,
+        "warnings": [],
+        "protocol": {"split_rule": "hash:0, by group", "checkpoint_rule": "lowest loss"},
+    }
+
+
+def _lines(**changed: dict[str, Any]) -> list[Line]:
+    """All cells with the same numbers, but for those named by a word of theirs."""
+    lines = []
+    for cell in [*cells(CONFIG), *curve(CONFIG, 8)]:
+        given = next((report for word, report in changed.items() if word in cell.name), _report(0.8, 0.85))
+        lines.append(Line(cell, "uri", given, tuple("abcdefgh")))
+    return lines
+
+
+def test_every_line_has_its_own_folder_and_keeps_it() -> None:
+    keys = [cell.key(CONFIG) for cell in [*cells(CONFIG), *curve(CONFIG, 8)]]
+    assert len(set(keys)) == len(keys) == 13
+    assert keys == [cell.key(CONFIG) for cell in [*cells(CONFIG), *curve(CONFIG, 8)]]
+    other = replace(CONFIG, seed=1)
+    assert not set(keys) & {cell.key(other) for cell in cells(other)}
+    moved = replace(CONFIG, out="elsewhere", workers=4)
+    assert keys[:11] == [cell.key(moved) for cell in cells(moved)]
+
+
+def test_the_learning_curve_has_whole_numbers_of_groups_below_all() -> None:
+    assert [cell.groups for cell in curve(CONFIG, 8)] == [2, 4]
+    assert [cell.groups for cell in curve(CONFIG, 2)] == [1]
+    assert curve(CONFIG, 1) == []
+
+
+def test_a_difference_within_the_intervals_is_not_called_one() -> None:
+    text = markdown(CONFIG, _lines(L2=_report(0.8, 0.86), family=_report(0.9, 0.95)))
+    assert "L2 and binary cross-entropy: frame AUC 0.8600 and 0.8500, within each other's intervals: no difference can be claimed." in text
+    assert "A split by family, which leaks, and the split by group: frame AUC 0.9500 and 0.8500, and the intervals do not meet." in text
+
+
+def test_every_line_and_the_baseline_beside_the_reports_numbers() -> None:
+    text = markdown(CONFIG, _lines())
+    table = [line for line in text.splitlines() if line.startswith("| ")]
+    assert len(table) == 2 + 13
+    assert len({line.count(" | ") for line in table}) == 1
+    improved = next(line for line in table if line.startswith(f"| {IMPROVED_NAME}"))
+    assert "| 0.8000 (0.780-0.820) | 0.9400 | 0.7000 |" in improved
+    assert "Always saying fake is right in 70.0% of these frames (the report's: 80.75%)." in text
+    assert "Frame AUC by training groups: 0.8500 with 2, 0.8500 with 4, 0.8500 with all 8." in text
+
+
+def test_without_imagenet_it_says_that_it_is_not_comparable() -> None:
+    assert "NOT COMPARABLE" not in markdown(CONFIG, _lines())
+    assert "NOT COMPARABLE" in markdown(replace(CONFIG, weights="none"), _lines())
+
+
+def test_what_is_not_defined_is_said() -> None:
+    text = markdown(CONFIG, _lines(L2=_report(0.8, None)))
+    assert "L2 and binary cross-entropy cannot be compared by frame AUC: it is not defined for both." in text
