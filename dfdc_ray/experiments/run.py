@@ -27,13 +27,14 @@ def report(config: ExperimentsConfig) -> None:
     """The `experiments report` command."""
     lines: list[Line] = []
     todo = cells(config)
+    made: set[str] = set()
     for number, cell in enumerate(todo, 1):
         console.rule(f"{number} of {len(todo)} and the learning curve: {cell.name}")
-        lines.append(_line(config, cell))
+        lines.append(_line(config, cell, made))
     groups = len(next(line for line in lines if line.cell.name == IMPROVED_NAME).train_groups)
     for cell in curve(config, groups):
         console.rule(f"learning curve: {cell.name}")
-        lines.append(_line(config, cell))
+        lines.append(_line(config, cell, made))
     text = markdown(config, lines)
     found = {"config": asdict(config), "lines": [{"cell": asdict(line.cell), "report": line.uri} for line in lines]}
     storage.write_bytes(storage.join(config.out, "experiments.json"), (json.dumps(found, indent=1) + "\n").encode())
@@ -44,12 +45,12 @@ def report(config: ExperimentsConfig) -> None:
     console.print(f"The whole table, and what it says: {where}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _line(config: ExperimentsConfig, cell: Cell) -> Line:
-    """Do one cell, as far as it is not done."""
+def _line(config: ExperimentsConfig, cell: Cell, made: set[str]) -> Line:
+    """Do one cell, as far as it is not done. made: the faces that this run has seen to."""
     folder = storage.join(config.out, "cells", cell.key(config))
     uri = storage.join(folder, "report", "report.json")  # the last file of an evaluation
     if not storage.exists(uri):
-        faces, split = _faces(config, cell)
+        faces, split = _faces(config, cell, made)
         out = storage.join(folder, "train")
         train(
             TrainConfig(
@@ -75,11 +76,13 @@ def _line(config: ExperimentsConfig, cell: Cell) -> Line:
     return Line(cell, uri, json.loads(storage.read_bytes(uri)), tuple(trained["train_groups"]))
 
 
-def _faces(config: ExperimentsConfig, cell: Cell) -> tuple[str, str]:
+def _faces(config: ExperimentsConfig, cell: Cell, made: set[str]) -> tuple[str, str]:
     """The cell's face shards, made where they are not there, and the rule that splits them."""
     digest = hashlib.sha256(json.dumps([config.corpus, cell.faces], sort_keys=True).encode()).hexdigest()[:8]
     faces = storage.join(config.out, "faces", f"{cell.faces.get('crop', 'face')}-{cell.faces.get('sampling', 'spread')}-{digest}")
-    preprocess(PreprocessConfig(corpus=config.corpus, out=faces, **cell.faces))
+    if faces not in made:
+        preprocess(PreprocessConfig(corpus=config.corpus, out=faces, **cell.faces))
+        made.add(faces)
     if cell.split_by is None:
         return faces, config.split
     regrouped = f"{faces}-by-{cell.split_by}"

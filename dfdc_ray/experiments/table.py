@@ -93,7 +93,7 @@ def markdown(config: ExperimentsConfig, lines: Sequence[Line]) -> str:
             "",
             *(f"> **{warning}**\n" for warning in warnings),
             f"Every line is judged on core frames of the test split ({protocol['split_rule']}), by which nothing was chosen: the "
-            f"checkpoint is that with the {protocol['checkpoint_rule']}. {config.epochs[0]} epochs for whole frames, {config.epochs[1]} "
+            f"checkpoint is that with the {protocol['checkpoint_rule']}. Epochs: {config.epochs[0]} for whole frames, {config.epochs[1]} "
             f"for faces; learning rate {config.learning_rate:g} and batch {config.batch_size} unless the line says otherwise. Lines differ "
             "in their frames, so their denominators do too. Intervals are bootstraps over groups. `report`: the founding report's frame "
             "accuracy, on the Kaggle sample, its split unstated.",

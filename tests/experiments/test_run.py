@@ -7,36 +7,114 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from torch import nn
 
+from dfdc_ray.config import ExperimentsConfig, TrainConfig
 from dfdc_ray.demo.corpus import demo_split, write_corpus
+from dfdc_ray.experiments import run
+from dfdc_ray.train.loop import train_loop
+from dfdc_ray.train.plan import prepare
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.timeout(280),
+    pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning"),  # torchvision's own v2.JPEG
+]
 
 FAMILIES = 8
+SMALL = {"split": demo_split(FAMILIES), "weights": "none", "frames": 2, "image_size": 64, "frame_size": 64, "batch_size": 8}
 
 
-def _run(corpus: Path, out: Path) -> str:
-    options = {"split": demo_split(FAMILIES), "weights": "none", "frames": "2", "image-size": "32", "frame-size": "64", "batch-size": "8"}
-    words = [word for name, value in options.items() for word in (f"--{name}", value)]
-    command = [sys.executable, "-m", "dfdc_ray.cli", "experiments", "report", "--corpus", str(corpus), "--out", str(out), *words]
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("drawn") / "corpus"
+    write_corpus(folder, families=FAMILIES, seed=2, seconds=1.0, test_families=0)
+    return folder
+
+
+class Small(nn.Module):
+    """A model of a millisecond; the network itself is in the slow test."""
+
+    HEAD = "fc."
+    CHANNELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 8, 3, stride=4), nn.BatchNorm2d(8), nn.ReLU())
+        self.fc = nn.Linear(8, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.fc(self.body(x).mean((2, 3)))
+        return logits[:, 0]
+
+
+def _train_here(config: TrainConfig) -> None:
+    """The training loop without Ray Train, whose workers take half a minute each to start on two cores."""
+    train_loop(config, prepare(config))
+
+
+def _preprocess(config: object) -> None:
+    """In a process of its own, so that its Ray is gone afterwards."""
+    words = [sys.executable, "-c", _PREPROCESS, repr(config)]
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    done = subprocess.run([*command, "--epochs", "1", "1"], env=environment, capture_output=True, text=True, timeout=550, check=False)
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+_PREPROCESS = """
+import sys
+from dfdc_ray.config import PreprocessConfig
+from dfdc_ray.preprocess.run import preprocess
+preprocess(eval(sys.argv[1]))
+"""
+
+
+def test_the_whole_table_in_miniature(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("dfdc_ray.models.resnet34.ResNet34", Small)
+    monkeypatch.setattr(run, "train", _train_here)
+    monkeypatch.setattr(run, "preprocess", _preprocess)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    config = ExperimentsConfig(corpus=(str(corpus),), out=str(tmp_path / "out"), epochs=(1, 1), **SMALL)  # type: ignore[arg-type]
+    try:
+        run.report(config)
+        text = (tmp_path / "out" / "experiments.md").read_text()
+        for words in ("What the numbers say", "NOT COMPARABLE", "GENERATED CORPUS", "| split by frame |"):
+            assert words in text
+        lines = json.loads((tmp_path / "out" / "experiments.json").read_text())["lines"]
+        assert len(lines) == 12  # 11, and one of two groups
+        reports = [json.loads(Path(line["report"]).read_text()) for line in lines]
+        assert all(report["frame"]["metrics"]["n"] > 0 for report in reports)
+
+        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("*") if path.is_file()}
+        capsys.readouterr()
+        run.report(config)
+        assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("*") if path.is_file()} == before
+        assert "epoch 1 of 1" not in capsys.readouterr().out
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_the_command_itself(corpus: Path, tmp_path: Path) -> None:
+    options = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    command = [
+        sys.executable,
+        "-m",
+        "dfdc_ray.cli",
+        "experiments",
+        "report",
+        "--corpus",
+        str(corpus),
+        "--out",
+        str(tmp_path / "out"),
+        *options,
+    ]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    done = subprocess.run([*command, "--epochs", "1", "1"], env=environment, capture_output=True, text=True, timeout=1400, check=False)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
-    return done.stdout
-
-
-def test_the_whole_table_in_miniature(tmp_path: Path) -> None:
-    write_corpus(tmp_path / "corpus", families=FAMILIES, seed=2, seconds=1.0, test_families=0)
-    output = _run(tmp_path / "corpus", tmp_path / "out")
-    assert "What the numbers say" in (text := (tmp_path / "out" / "experiments.md").read_text())
-    assert "NOT COMPARABLE" in text
-    assert "GENERATED CORPUS" in text
-    lines = json.loads((tmp_path / "out" / "experiments.json").read_text())["lines"]
-    assert len(lines) == 13
-    reports = [json.loads(Path(line["report"]).read_text()) for line in lines]
-    assert all(report["frame"]["metrics"]["n"] > 0 for report in reports)
-    assert "split by frame" in output
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("*") if path.is_file()}
-    again = _run(tmp_path / "corpus", tmp_path / "out")
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("*") if path.is_file()} == before
-    assert "epoch 1 of 1" not in again
+    assert len(json.loads((tmp_path / "out" / "experiments.json").read_text())["lines"]) == 12
