@@ -181,7 +181,7 @@ class EvaluateConfig:
     robustness: bool = False
     """Judge the same faces again after JPEG, H.264, blur, noise and other changes; takes ten times as long."""
     training_faces: str | None = None
-    """The faces that the checkpoint was trained from: look in them for near-duplicates of those that are judged."""
+    """The faces that the checkpoint was trained from: look in them for near-duplicates of those that are judged. Reads most of them."""
     batch_size: int = 64
     cache: str | None = None
     """Folder on this machine's disk into which the shards that are needed are copied once (for --faces on S3)."""

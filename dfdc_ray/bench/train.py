@@ -53,7 +53,7 @@ class Row:
 class _Memory:
     """Pictures that are in memory, by (row group, row)."""
 
-    def __init__(self, found: dict[tuple[int, int], torch.Tensor]) -> None:
+    def __init__(self, found: dict[tuple[int, int], np.ndarray]) -> None:
         self.found = found
 
     def __enter__(self) -> "_Memory":
@@ -62,7 +62,7 @@ class _Memory:
     def __exit__(self, *_: object) -> None: ...
 
     def read(self, wanted: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
-        return [self.found[key] for key in wanted]
+        return [torch.from_numpy(self.found[key]) for key in wanted]
 
 
 class _InMemory(FaceDataset):
@@ -73,7 +73,8 @@ class _InMemory(FaceDataset):
         positions = np.unique(np.concatenate([samples.positions for samples in dataset.order]))
         keys = list(zip(self.group[positions].tolist(), self.row[positions].tolist(), strict=True))
         with dataset.pictures() as images:
-            self.found = dict(zip(keys, images.read(keys), strict=True))
+            # Arrays: a loader process would be sent a file descriptor for each tensor, and takes no more than some 250.
+            self.found = dict(zip(keys, (picture.numpy() for picture in images.read(keys)), strict=True))
 
     def pictures(self) -> Pictures:
         return _Memory(self.found)

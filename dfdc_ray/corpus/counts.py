@@ -80,7 +80,8 @@ def print_counts(counts: Counts) -> None:
 def _remarks(counts: Counts) -> Iterator[str]:
     for c in counts.corpora:
         if c.subjects_may_recur:
-            yield f"{c.corpus}: some videos have no group but their family: subjects may recur between splits (a groups.csv prevents it)."
+            prevents = "a groups.csv, or a column `group` of imported crops, prevents it"
+            yield f"{c.corpus}: some videos have no group but their family: subjects may recur between splits ({prevents})."
         for what, names in {
             "files without metadata": c.files_without_metadata,
             "metadata without files": c.metadata_without_files,

@@ -20,6 +20,7 @@ from torchmetrics.functional.classification import binary_calibration_error
 
 from dfdc_ray import storage
 from dfdc_ray.errors import UserError
+from dfdc_ray.evaluate.aggregate import RULES
 from dfdc_ray.evaluate.metrics import log_losses
 
 FILE = "calibration.json"
@@ -118,10 +119,12 @@ def load(checkpoint: str, *, weights: str) -> Calibration | None:
     uri = storage.join(checkpoint, FILE)
     try:
         found = Calibration(**json.loads(storage.read_bytes(uri)))
+        if found.rule not in RULES:
+            raise ValueError(f"no rule {found.rule!r}")
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
-        raise UserError(f"{uri} is damaged ({error!r}). Run `dfdc-ray calibrate` again, or delete it.") from error
+        raise UserError(f"{uri} is damaged or of another version ({error!r}). Run `dfdc-ray calibrate` again, or delete it.") from error
     if found.weights != weights:
         raise UserError(f"{uri} belongs to other weights, from before training went on. Run `dfdc-ray calibrate` again, or delete it.")
     return found

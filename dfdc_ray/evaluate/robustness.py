@@ -48,7 +48,9 @@ def h264(image: torch.Tensor, *, crf: int) -> torch.Tensor:
 
 
 def blur(image: torch.Tensor, *, sigma: float) -> torch.Tensor:
-    return F.gaussian_blur(image, [2 * round(3 * sigma) + 1] * 2, [sigma, sigma])
+    size = 2 * round(3 * sigma) + 1
+    rgb = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    return torch.from_numpy(cv2.GaussianBlur(rgb, (size, size), sigma, borderType=cv2.BORDER_REPLICATE)).permute(2, 0, 1)
 
 
 def gamma(image: torch.Tensor, *, gamma: float) -> torch.Tensor:

@@ -31,7 +31,7 @@ from dfdc_ray.evaluate.scorer import Scorer, load_scorer, score_rows, weights_of
 from dfdc_ray.evaluate.videos import SplitVideos, refuse_trained_on, split_videos
 from dfdc_ray.shards.cache import cached, check_folder
 from dfdc_ray.shards.manifest import Manifest, read_manifest
-from dfdc_ray.shards.rows import RowTable, read_rows, split_mask
+from dfdc_ray.shards.rows import RowTable, read_rows
 from dfdc_ray.train.checkpoint import load_model
 
 _BATCH = 64
@@ -113,7 +113,7 @@ def _faces(manifest: Manifest, videos: SplitVideos, *, cache: str | None) -> _Fa
 
 
 def _training_faces(uri: str, scorer: Scorer) -> RowTable:
-    """The rows of training, of the faces that the checkpoint was trained from."""
+    """The rows of the groups that were trained on, of the faces that the checkpoint was trained from."""
     manifest = read_manifest(uri)
     if manifest.data_hash != scorer.config["data_hash"]:
         raise UserError(
@@ -121,8 +121,8 @@ def _training_faces(uri: str, scorer: Scorer) -> RowTable:
             f"{scorer.config['data_hash'][:12]}: give the --faces of its training."
         )
     rows = read_rows(manifest)
-    rows = rows.take(~np.isnan(rows.labels))  # others are in no split
-    return rows.take(split_mask(rows, scorer.config["split"], "train"))
+    groups = pa.array(scorer.config["train_groups"], pa.string())
+    return rows.take(pc.is_in(rows.table["group_id"].cast(pa.string()), value_set=groups).to_numpy(zero_copy_only=False))
 
 
 def _report(
@@ -143,7 +143,8 @@ def _report(
     prior = float(scorer.config["prior"])
     scores = score_rows(scorer, faces.rows, batch_size=config.batch_size, each=look)
     found = faces.aggregate(scores, scorer.rule)
-    judged = _judged(videos, found, _medians(faces, looks), scorer)
+    of_faces = manifest.config.get("crop") != "frame"  # whole frames have anything in their middle
+    judged = _judged(videos, found, _medians(faces, looks) if of_faces else {}, scorer)
     in_frames = _by_frame(videos, found)
     rules = {rule: _metrics(videos, faces.aggregate(scores, rule), prior, lambda score: score) for rule in RULES}
     changed = []
@@ -188,6 +189,8 @@ def _by_frame(videos: SplitVideos, found: Mapping[str, Aggregate]) -> tuple[np.n
 def _medians(faces: _Faces, looks: np.ndarray) -> dict[str, np.ndarray]:
     """Of what was measured in each face, float64 [N,2], the medians by video."""
     ids = faces.video_ids
+    if not len(ids):
+        return {}
     order = np.argsort(ids, kind="stable")
     names, starts = np.unique(ids[order], return_index=True)
     return {str(name): np.median(looks[rows], axis=0) for name, rows in zip(names, np.split(order, starts[1:]), strict=True)}
@@ -203,7 +206,7 @@ def _judged(
         if status == "ok" and aggregate is None:
             status, error = "no_core_face", "its only faces are in the extra frames of real videos, which belong to training"
         score = None if aggregate is None else scorer.probability(aggregate.score)
-        lightness, skin_tone = (None, None) if aggregate is None else map(float, looks[row["video_id"]])
+        lightness, skin_tone = map(float, looks[row["video_id"]]) if row["video_id"] in looks else (None, None)
         judged.append(
             JudgedVideo(
                 video_id=row["video_id"],

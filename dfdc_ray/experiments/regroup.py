@@ -28,8 +28,8 @@ _TRAIN, _VALIDATION = 0.70, 0.85  # shares of the groups up to which they are in
 def regroup(faces: str, out: str, by: By) -> str:
     """Write a copy of a faces folder whose groups are families, or single frames: then each frame is a video and a group by itself.
 
-    Each group is a part of its own, numbered in an order drawn by hash; the rule that splits them 70/15/15 % is returned. Does nothing more
-    where it is done. UserError if OUT holds something else, or there are fewer than three groups.
+    The groups are put into parts 0, 1 and 2, 70/15/15 % in an order drawn by hash; the rule that makes them the splits is returned. Does
+    nothing more where it is done. UserError if OUT holds something else, or there are fewer than three groups.
     """
     manifest = read_manifest(faces)
     config = manifest.config | {"regrouped_by": by, "regrouped_from": manifest.data_hash}
@@ -39,11 +39,12 @@ def regroup(faces: str, out: str, by: By) -> str:
     ends = (round(len(names) * _TRAIN), round(len(names) * _VALIDATION), len(names))
     if not 0 < ends[0] < ends[1] < ends[2]:
         raise UserError(f"{faces} has {len(names)} groups by {by}: too few for three splits.")
-    rule = f"parts:0-{ends[0] - 1}/{ends[0]}-{ends[1] - 1}/{ends[1]}-{ends[2] - 1}"
+    rule = "parts:0/1/2"
     rc.claim(out, config)
     if storage.exists(storage.join(out, "manifest.json")):
         return rule
-    parts = {name: part for part, name in enumerate(sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest()))}
+    drawn = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
+    parts = {name: sum(turn >= end for end in ends) for turn, name in enumerate(drawn)}
     files: list[dict[str, Any]] = []
     core: dict[str, bool] = {}
     for number, file in enumerate(manifest.files):
@@ -63,7 +64,8 @@ def regroup(faces: str, out: str, by: By) -> str:
             [row | {"group_id": row["family_id"], "part": parts[row["family_id"]]} for row in rows] for rows in (index, ledger)
         )
     else:
-        index, ledger = (list(_by_frame(rows, parts)) for rows in (index, ledger))
+        judged = {frame: part for frame, part in parts.items() if core[frame] or part == 0}  # the extra frames of reals are for training
+        index, ledger = (list(_by_frame(rows, judged)) for rows in (index, ledger))
         ledger = [row | {"core_decoded": int(core[row["video_id"]])} for row in ledger]
     publish.remember(out, pa.Table.from_pylist(index, schema=INDEX))
     publish.write(out, sorted(ledger, key=lambda row: row["video_id"]), files, config=config, versions=rc.versions())
@@ -86,7 +88,7 @@ def _regrouped(table: pa.Table, by: By, parts: dict[str, int]) -> pa.Table:
 
 
 def _by_frame(videos: list[dict[str, Any]], parts: dict[str, int]) -> Iterator[dict[str, Any]]:
-    """Of each video a row for each of its frames that is in the shards."""
+    """Of each video a row for each of these frames of it."""
     by_video: dict[str, list[str]] = {}
     for frame in parts:
         by_video.setdefault(frame.rpartition("#")[0], []).append(frame)

@@ -16,6 +16,7 @@ from itertools import groupby
 from typing import Any, TypeVar
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from dfdc_ray import storage
 from dfdc_ray.config import ImportConfig
@@ -75,6 +76,7 @@ def import_crops(config: ImportConfig) -> None:
         "format_version": FORMAT_VERSION,
     }
     rc.claim(out, settings)
+    _refuse_others(out, index)
     rows = publish.remember(out, index).to_pylist()
     rows.sort(key=lambda row: (row["group_id"], row["family_id"], row["video_id"]))
     videos = [_Video(row, by_name[row["video_id"].removeprefix(f"{config.corpus}/")]) for row in rows]
@@ -82,6 +84,18 @@ def import_crops(config: ImportConfig) -> None:
     ledger.sort(key=lambda row: row["video_id"])
     table = publish.write(out, ledger, files, config=settings, versions=rc.versions())
     print_summary(table, seconds=time.monotonic() - start)
+
+
+def _refuse_others(out: str, index: pa.Table) -> None:
+    """UserError if OUT knows of videos that are not among these: an import is written whole."""
+    uri = storage.join(out, "index.parquet")
+    if not storage.exists(uri):
+        return
+    there = set(pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=["video_id"])["video_id"].to_pylist())
+    if others := sorted(there - set(index["video_id"].to_pylist())):
+        raise UserError(
+            f"{out} has {len(others)} videos that are not among these ({others[0]}). Give all sources in one import, or another --out."
+        )
 
 
 def _by_name(crops: list[Crop]) -> dict[str, list[Crop]]:

@@ -155,7 +155,10 @@ def load_predictor(checkpoint: str, *, frames: int) -> tuple[Scorer, Detector | 
 def _settings(faces: dict[str, Any]) -> Settings:
     """How to cut faces as those of training were: for imported ones, our detector with the margin that is known of them."""
     if not faces.get("imported"):
-        return Settings(**faces)
+        try:
+            return Settings(**faces)
+        except TypeError as error:
+            raise UserError(f"The checkpoint's faces are of another version of dfdc-ray ({error}): preprocess and train again.") from error
     if faces["margin"] is None:
         raise UserError(
             "The model was trained on imported crops, and how wide they were cut is not known, so a video's faces cannot be cut alike. "

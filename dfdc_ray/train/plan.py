@@ -81,7 +81,7 @@ def prepare(config: TrainConfig) -> Plan:
     if not len(rows):
         raise UserError(f"{config.faces} has no labelled face: training needs videos with metadata.json labels.")
     splits = {split: rows.take(split_mask(rows, config.split, split)) for split in SPLITS}
-    if config.groups:
+    if config.groups is not None:
         splits["train"] = _some_groups(splits["train"], config)
     core = {split: part.take(part.column("core")) for split, part in splits.items()}
     used = core if config.balance == "none" else core | {"train": splits["train"]}

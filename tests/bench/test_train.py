@@ -45,6 +45,15 @@ def test_it_writes_what_it_measured(faces: str, tmp_path: Path, capsys: pytest.C
     assert "cores beside those of the model" in capsys.readouterr().out
 
 
+def test_loader_processes_take_more_pictures_than_a_process_has_file_descriptors_for(tmp_path: Path) -> None:
+    faces = str(write_face_shards(tmp_path / "faces", families=6, fakes=8, frames=7, size=8))
+    rows = read_rows(read_manifest(faces))
+    order = bench._first(rows, BenchTrainConfig(faces=faces, out=str(tmp_path), batch_size=80, steps=2), seed=0)
+    in_memory = bench._InMemory(FaceDataset(rows, transforms.evaluation(transforms.recipe(32)), order))
+    assert len(in_memory.found) > 300
+    assert len(next(iter(loader(in_memory, workers=1))).labels) == 80
+
+
 def test_what_must_be_put_right(faces: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="at least 1"):
         bench.train(BenchTrainConfig(faces=faces, out=str(tmp_path), steps=0))

@@ -46,3 +46,9 @@ def test_gamma_goes_the_way_it_says(picture: torch.Tensor) -> None:
 def test_noise_has_the_deviation_it_says() -> None:
     grey = torch.full((3, 100, 100), 128, dtype=torch.uint8)
     assert (CHANGES["noise, sigma 10 of 255"](grey).float() - 128).std() == pytest.approx(10, abs=0.3)
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_a_picture_of_a_few_pixels(name: str) -> None:
+    tiny = torch.full((3, 4, 5), 90, dtype=torch.uint8)
+    assert CHANGES[name](tiny).shape == tiny.shape

@@ -339,3 +339,17 @@ def test_faces_are_sliced_by_how_they_look(report_of_test: Path) -> None:
     text = (report_of_test / "report.md").read_text()
     assert "## By lightness of the face" in text
     assert "## By skin tone" in text
+
+
+def test_a_split_in_which_no_video_has_a_face(faces: Path, best: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "faces"
+    shutil.copytree(faces, copy)
+    ledger = [row | {"status": "no_face", "core_decoded": 0} for row in pq.read_table(copy / "ledger.parquet").to_pylist()]
+    pq.write_table(pa.Table.from_pylist(ledger, schema=receipts.LEDGER), copy / "ledger.parquet")
+    content = json.loads((copy / "manifest.json").read_text())
+    only = [file for file in content["files"] if {row["part"] for row in pq.read_table(copy / file["path"]).to_pylist()} <= set(range(6))]
+    (copy / "manifest.json").write_text(json.dumps(content | {"files": only}))
+    report = _evaluate(copy, best, tmp_path / "report")
+    assert report["protocol"]["videos_scored"] == 0
+    assert report["frame"]["metrics"]["n"] == 0
+    assert report["video"]["metrics"]["n"] == 12

@@ -96,6 +96,15 @@ def test_twice_the_same_gives_the_same_bytes_and_something_else_is_refused(tmp_p
         imported(tmp_path / "out", source, margin=0.3)
 
 
+def test_an_output_of_other_videos_is_left_as_it_is(tmp_path):
+    out = tmp_path / "out"
+    imported(out, parquet(tmp_path, [row("a.mp4"), row("b.mp4", "FAKE")]))
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    with pytest.raises(UserError, match="1 videos that are not among these"):
+        imported(out, parquet(tmp_path, [row("a.mp4"), row("c.mp4", "FAKE")], "other.parquet"))
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+
+
 def test_a_folder(tmp_path):
     for name in ("real/one.jpg", "Fake/two/0.png", "Fake/two/1.png", "Fake/three.JPEG"):
         (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)

@@ -151,6 +151,14 @@ def test_a_checkpoint_that_does_not_know_its_faces_is_refused(best: Path, tmp_pa
         load_predictor(str(tmp_path / "old"), frames=3)
 
 
+def test_faces_of_another_version_are_refused(best: Path, tmp_path: Path) -> None:
+    loaded = checkpoint.load(str(best))
+    older = {name: value for name, value in loaded.config["faces_config"].items() if name != "detector_smaller_sides"}
+    checkpoint.save(str(tmp_path / "old"), weights=loaded.weights, config=loaded.config | {"faces_config": older}, state=None)
+    with pytest.raises(UserError, match="another version"):
+        load_predictor(str(tmp_path / "old"), frames=2)
+
+
 def test_human_output(capsys: pytest.CaptureFixture[str], folder: Path, best: Path) -> None:
     code, out, _ = _run(capsys, folder / "face.mp4", "--checkpoint", best, "--frames", 8)
     assert code == 0

@@ -176,6 +176,15 @@ def test_rows_by_balance(config: TrainConfig) -> None:
     assert len(frames.validation) == 2 * 3 * 4
 
 
+def test_only_some_groups_for_a_learning_curve(config: TrainConfig) -> None:
+    two, four = (set(prepare(replace(config, groups=count)).train_groups) for count in (2, 4))
+    assert (len(two), len(four)) == (2, 4)
+    assert two < four < set(prepare(config).train_groups)
+    for count in (0, 7):
+        with pytest.raises(UserError, match=f"--groups {count}: the training split .* has 6"):
+            prepare(replace(config, groups=count))
+
+
 def test_divergence_is_reported(config: TrainConfig) -> None:
     with pytest.raises(UserError, match="no longer finite"):
         train_loop(replace(config, learning_rate=1e30), prepare(config))
