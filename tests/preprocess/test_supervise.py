@@ -71,14 +71,14 @@ def test_memory_of_1080p(shared):
     assert sizes == {1080, 1920}
 
 
-def send_to_children(worker: Worker, what: signal.Signals, *, times: int) -> threading.Thread:
-    """Send a signal to each of the next children shortly after it got a video."""
+def send_to_children(worker: Worker, what: signal.Signals, *, times: int, stage: str | None = None) -> threading.Thread:
+    """Send a signal to each of the next children shortly after it got a video, or as soon as it is in this stage."""
 
     def run() -> None:
         hit: set[int] = set()
         while len(hit) < times:
-            if worker.pid and worker.pid not in hit and worker.busy:
-                time.sleep(0.02)
+            if worker.pid and worker.pid not in hit and worker.busy and stage in (None, worker._stage):
+                time.sleep(0.0 if stage else 0.02)
                 hit.add(worker.pid)
                 os.kill(worker.pid, what)
             time.sleep(0.002)
@@ -90,7 +90,7 @@ def send_to_children(worker: Worker, what: signal.Signals, *, times: int) -> thr
 
 def test_a_stalling_video_ends_as_poison_and_the_next_goes_on(settings, video):
     with Worker(settings, timeout_s=2, memory_bytes=4 * GIB) as worker:
-        send_to_children(worker, signal.SIGSTOP, times=2)
+        send_to_children(worker, signal.SIGSTOP, times=2, stage="detect")  # while it reads, the storage would be to blame
         bad = worker.process(video, None)
         worker.timeout_s = 60
         good = worker.process(video, None)
