@@ -32,7 +32,7 @@ _UNSAFE = re.compile(r"^/|(^|/)\.\.(/|$)|(^|/)\.$|\\|\0|^[A-Za-z]:|\.zip!/", re.
 _ENCRYPTED = 0x1
 _File = TypeVar("_File", storage.Input, io.BytesIO)
 # What zipfile is known to raise on a damaged central directory.
-_DAMAGED = (zipfile.BadZipFile, struct.error, ValueError, EOFError, OverflowError, NotImplementedError, OSError)
+_DAMAGED = (zipfile.BadZipFile, struct.error, ValueError, EOFError, OverflowError, NotImplementedError)
 
 
 @dataclass(frozen=True)
