@@ -17,6 +17,7 @@ from dfdc_ray.errors import UserError
 from dfdc_ray.preprocess import publish
 from dfdc_ray.preprocess import receipts as rc
 from dfdc_ray.shards.manifest import open_shard, read_ledger, read_manifest
+from dfdc_ray.shards.output import claim, write_data
 from dfdc_ray.shards.rows import read_rows
 from dfdc_ray.shards.schema import FACES
 from dfdc_ray.shards.write import parquet_writer
@@ -40,7 +41,7 @@ def regroup(faces: str, out: str, by: By) -> str:
     if not 0 < ends[0] < ends[1] < ends[2]:
         raise UserError(f"{faces} has {len(names)} groups by {by}: too few for three splits.")
     rule = "parts:0/1/2"
-    rc.claim(out, config)
+    claim(out, config, folders=["faces"])
     if storage.exists(storage.join(out, "manifest.json")):
         return rule
     drawn = sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest())
@@ -54,11 +55,7 @@ def regroup(faces: str, out: str, by: By) -> str:
                 table = _regrouped(parquet.read_row_group(i), by, parts)
                 core.update(zip(table["video_id"].to_pylist(), table["core"].to_pylist(), strict=True))
                 writer.write_table(table)
-        data = sink.getvalue().to_pybytes()
-        sha256 = hashlib.sha256(data).hexdigest()
-        path = f"faces/{number:05d}.{sha256[:16]}.parquet"
-        storage.write_bytes(storage.join(out, path), data)
-        files.append({"path": path, "rows": file.rows, "sha256": sha256, "bytes": len(data)})
+        files.append(write_data(out, f"faces/{number:05d}", sink.getvalue().to_pybytes(), rows=file.rows))
     if by == "family":
         index, ledger = (
             [row | {"group_id": row["family_id"], "part": parts[row["family_id"]]} for row in rows] for rows in (index, ledger)

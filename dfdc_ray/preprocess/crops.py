@@ -7,7 +7,6 @@ OUT holds what preprocess leaves for a reader: index.parquet, ledger.parquet, ma
 byte; each is decoded once to see that it can be. Rows come in order of group, video and frame; a row group is of one group.
 """
 
-import hashlib
 import io
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -33,6 +32,7 @@ from dfdc_ray.preprocess.plan import units
 from dfdc_ray.preprocess.receipts import LEDGER
 from dfdc_ray.preprocess.summary import print_summary
 from dfdc_ray.shards.format import FORMAT_VERSION
+from dfdc_ray.shards.output import claim, write_data
 from dfdc_ray.shards.schema import FACES
 from dfdc_ray.shards.write import parquet_writer
 
@@ -75,7 +75,7 @@ def import_crops(config: ImportConfig) -> None:
         "margin": config.margin,  # None: not known
         "format_version": FORMAT_VERSION,
     }
-    rc.claim(out, settings)
+    claim(out, settings, folders=["faces"])
     _refuse_others(out, index)
     rows = publish.remember(out, index).to_pylist()
     rows.sort(key=lambda row: (row["group_id"], row["family_id"], row["video_id"]))
@@ -175,10 +175,7 @@ def _file(out: str, row_groups: list[list[dict[str, Any]]]) -> dict[str, Any]:
     with parquet_writer(sink, FACES) as writer:
         for rows in row_groups:
             writer.write_table(pa.Table.from_pylist(rows, schema=FACES))
-    sha256 = hashlib.sha256(sink.getbuffer()).hexdigest()
-    path = f"faces/imported.{sha256[:16]}.parquet"
-    storage.write_bytes(storage.join(out, path), sink.getvalue())
-    return {"path": path, "rows": sum(map(len, row_groups)), "sha256": sha256}
+    return write_data(out, "faces/imported", sink.getvalue(), rows=sum(map(len, row_groups)))
 
 
 def _read(video: _Video, unit_id: str) -> _Read:

@@ -8,7 +8,6 @@ A run adds its videos to the index when it begins and, since another run may hav
 with different parts on one output, the one that ends last publishes for both.
 """
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict
 from typing import Any
@@ -20,9 +19,10 @@ import pyarrow.parquet as pq
 from dfdc_ray import storage
 from dfdc_ray.errors import UserError
 from dfdc_ray.preprocess.plan import Unit
-from dfdc_ray.preprocess.receipts import LEDGER, Receipts, json_bytes, overtaken
+from dfdc_ray.preprocess.receipts import LEDGER, Receipts, overtaken
 from dfdc_ray.preprocess.settings import Settings
 from dfdc_ray.shards.format import FORMAT_VERSION
+from dfdc_ray.shards.output import data_hash, json_bytes
 
 
 def remember(out: str, index: pa.Table) -> pa.Table:
@@ -82,7 +82,7 @@ def write(
     manifest = {
         "format": FORMAT_VERSION,
         "kind": "plain",
-        "data_hash": hashlib.sha256("\n".join(f["sha256"] for f in files).encode()).hexdigest(),
+        "data_hash": data_hash(files),
         "config": config,
         "written_by": versions,
         "files": files,

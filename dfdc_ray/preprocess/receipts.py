@@ -24,10 +24,10 @@ from typing import Any
 import pyarrow as pa
 
 from dfdc_ray import __version__, storage
-from dfdc_ray.errors import UserError
 from dfdc_ray.preprocess.plan import Unit
 from dfdc_ray.preprocess.settings import Settings
 from dfdc_ray.preprocess.unit import UnitResult
+from dfdc_ray.shards.output import claim, json_bytes, write_data
 from dfdc_ray.shards.schema import BOXES, FACES
 from dfdc_ray.shards.write import parquet_bytes
 from dfdc_ray.storage import Version
@@ -115,11 +115,7 @@ class Receipts:
         rows = sum(map(len, row_groups))
         if rows == 0:
             return None
-        data = parquet_bytes(row_groups, schema)
-        sha256 = hashlib.sha256(data).hexdigest()
-        path = f"{folder}/{unit.unit_id}.{sha256[:16]}.parquet"
-        storage.write_bytes(storage.join(self.out, path), data)
-        return {"path": path, "rows": rows, "sha256": sha256}
+        return write_data(self.out, f"{folder}/{unit.unit_id}", parquet_bytes(row_groups, schema), rows=rows)
 
     def find(self, unit: Unit, generation: int) -> Receipt | None:
         """The unit's receipt of this generation, if somebody wrote it."""
@@ -180,29 +176,8 @@ _Known = dict[str, tuple[Version, Receipt]]
 
 def open_output(out: str, settings: Settings) -> Receipts:
     """Take a new folder, or one that was begun with the same configuration. UserError names what differs otherwise."""
-    for folder in ("boxes", "receipts", "stats"):
-        storage.make_dirs(storage.join(out, folder))
-    claim(out, asdict(settings))
+    claim(out, asdict(settings), folders=("faces", "boxes", "receipts", "stats"))
     return Receipts(out, settings)
-
-
-def claim(out: str, config: dict[str, Any]) -> None:
-    """Write OUT/config.json, unless the same is there. UserError names what differs otherwise."""
-    storage.make_dirs(storage.join(out, "faces"))
-    uri = storage.join(out, "config.json")
-    if storage.create_once(uri, json_bytes(config)):
-        return
-    there = json.loads(storage.read_bytes(uri))
-    wanted = json.loads(json_bytes(config))  # as it would be written: lists for tuples
-    differences = [
-        f"  {name}: {there.get(name)!r} there, {wanted.get(name)!r} now"
-        for name in sorted(there.keys() | wanted.keys())
-        if there.get(name) != wanted.get(name)
-    ]
-    if differences:
-        raise UserError(
-            f"{out} was begun with another configuration:\n" + "\n".join(differences) + "\nGive the same options, or another --out."
-        )
 
 
 def todo(units: Iterable[Unit], done: dict[str, Receipt], retry: Iterable[str]) -> list[tuple[Unit, int]]:
@@ -245,11 +220,6 @@ def versions() -> dict[str, str]:
 def settings_hash(settings: Settings) -> str:
     """SHA-256 of the hashed configuration."""
     return hashlib.sha256(json_bytes(asdict(settings))).hexdigest()
-
-
-def json_bytes(value: Any) -> bytes:
-    """The same bytes for the same value."""
-    return json.dumps(value, indent=1, sort_keys=True).encode()
 
 
 def _read(uri: str) -> Receipt:

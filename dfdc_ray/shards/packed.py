@@ -7,7 +7,6 @@ OUT/index.parquet  ledger.parquet          the source's own, so that evaluation 
 OUT/manifest.json                          written last
 """
 
-import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -19,6 +18,7 @@ from dfdc_ray import storage
 from dfdc_ray.errors import UserError
 from dfdc_ray.shards.format import FORMAT_VERSION
 from dfdc_ray.shards.manifest import Manifest
+from dfdc_ray.shards.output import claim, data_hash, json_bytes, write_data
 from dfdc_ray.shards.pack import Shard, build
 
 _THREADS = 16  # for reading many small objects
@@ -38,20 +38,7 @@ class Settings:
 
 def open_output(out: str, settings: Settings) -> None:
     """Take a new folder, or one that was begun with the same settings. UserError names what differs otherwise."""
-    for folder in ("", "shards"):
-        storage.make_dirs(storage.join(out, folder))
-    uri = storage.join(out, "config.json")
-    if storage.create_once(uri, _json(asdict(settings))):
-        return
-    there, wanted = json.loads(storage.read_bytes(uri)), asdict(settings)
-    differences = [
-        f"  {name}: {there.get(name)!r} there, {wanted.get(name)!r} now"
-        for name in sorted(there.keys() | wanted.keys())
-        if there.get(name) != wanted.get(name)
-    ]
-    if differences:
-        listed = "\n".join(differences)
-        raise UserError(f"{out} was begun with another configuration:\n{listed}\nGive the same options and faces, or another --out.")
+    claim(out, asdict(settings), folders=["shards"])
 
 
 def done(out: str, shards: Sequence[Shard]) -> dict[int, dict[str, Any]]:
@@ -67,12 +54,10 @@ def done(out: str, shards: Sequence[Shard]) -> dict[int, dict[str, Any]]:
 def commit(out: str, shard: Shard, settings: Settings) -> dict[str, Any]:
     """Make one shard, write it, then its receipt, which is returned."""
     packed = build(shard, seed=settings.seed, row_group_bytes=settings.row_group_mb * 1e6)
-    sha256 = hashlib.sha256(packed.data).hexdigest()
-    path = f"shards/{_name(shard)}.{sha256[:16]}.parquet"
-    storage.write_bytes(storage.join(out, path), packed.data)
-    file = {"path": path, "rows": packed.rows, "sha256": sha256, "bytes": len(packed.data), "row_groups": packed.row_groups}
+    file = write_data(out, f"shards/{_name(shard)}", packed.data, rows=packed.rows)
+    file |= {"bytes": len(packed.data), "row_groups": packed.row_groups}
     receipt = {"plan": shard.plan_hash, "file": file, "cells": packed.cells}
-    storage.write_bytes(storage.join(out, "shards", f"{_name(shard)}.json"), _json(receipt))
+    storage.write_bytes(storage.join(out, "shards", f"{_name(shard)}.json"), json_bytes(receipt))
     return receipt
 
 
@@ -112,14 +97,14 @@ def publish(
     manifest = {
         "format": FORMAT_VERSION,
         "kind": "packed",
-        "data_hash": hashlib.sha256("\n".join(f["sha256"] for f in files).encode()).hexdigest(),
+        "data_hash": data_hash(files),
         "config": source.config,
         "pack": asdict(settings),
         "written_by": versions,
         "counts": {name: _sums(cells, key) for name, key in (("label", "label"), ("part", "part"), ("group", "group_id"))},
         "files": files,
     }
-    storage.write_bytes(storage.join(out, "manifest.json"), _json(manifest))
+    storage.write_bytes(storage.join(out, "manifest.json"), json_bytes(manifest))
     return manifest
 
 
@@ -133,7 +118,3 @@ def _sums(cells: list[dict[str, Any]], key: str) -> list[dict[str, Any]]:
     for cell in cells:
         sums.setdefault(cell[key], Counter()).update({name: cell[name] for name in _COUNTED})
     return [{key: value} | {name: sums[value][name] for name in _COUNTED} for value in sorted(sums, key=lambda v: (v is None, v or 0))]
-
-
-def _json(value: Any) -> bytes:
-    return json.dumps(value, indent=1, sort_keys=True).encode()
