@@ -24,6 +24,18 @@ def test_logits(name: str) -> None:
     assert logits.dtype == torch.float32
 
 
+def test_a_fresh_head_says_nothing_yet() -> None:
+    """Logits of +-7, as of timm's own first weights for one output, cost the first epoch; ln 2 = 0.693 is the loss of knowing nothing."""
+    torch.manual_seed(0)
+    model = create_model("efficientnet_lite0")
+    load_weights(model, "imagenet")
+    picture = torch.from_numpy(chelsea()[:224, :224].copy()).permute(2, 0, 1).float() / 127.5 - 1
+    with torch.inference_mode():
+        logits = model(torch.stack([picture, picture.flip(2), -picture, torch.zeros_like(picture)]))
+    loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.tensor([0.0, 1.0, 0.0, 1.0]))
+    assert 0.6 < loss < 0.8
+
+
 def test_unknown_model() -> None:
     with pytest.raises(UserError, match="resnet34"):
         create_model("resnet35")
