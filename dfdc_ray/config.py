@@ -7,6 +7,7 @@ import tyro
 
 SamplingMethod = Literal["spread", "centre", "per_second"]
 Balance = Literal["frames", "sample", "groups", "none"]
+Objective = Literal["bce", "l2"]
 DetectorName = Literal["centerface", "ssd", "ssd-stock", "opencv"]
 
 
@@ -138,7 +139,7 @@ class TrainConfig:
     """Name in dfdc_ray.models."""
     weights: str = "imagenet"
     """imagenet (fetched by torchvision), none (from scratch), or a file or s3:// URI of a state dict (.safetensors or .pth)."""
-    objective: Literal["bce", "l2"] = "bce"
+    objective: Objective = "bce"
     """bce: binary cross-entropy; l2: squared error on the sigmoid's output, as in the founding report."""
     balance: Balance = "frames"
     """frames: use the extra frames of real videos; sample: draw both classes equally often; groups: also every group; none: core frames."""

@@ -1,6 +1,7 @@
 """What a person sees while something runs: one console, and one progress display (a bar on a terminal, plain lines elsewhere)."""
 
 import time
+from collections.abc import Iterable, Sequence
 from types import TracebackType
 
 from rich.console import Console
@@ -25,6 +26,12 @@ def duration(seconds: float) -> str:
 def printable(name: str) -> str:
     """A name that others chose, fit for a terminal: control characters are shown, not sent."""
     return name if name.isprintable() else repr(name)
+
+
+def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown, with a newline at its end."""
+    lines = [header, ["---"] * len(header), *rows]
+    return "".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |\n" for line in lines)
 
 
 class Work:

@@ -26,7 +26,7 @@ from dfdc_ray.bench.config import BenchBoxesConfig
 from dfdc_ray.bench.detectors import Setting
 from dfdc_ray.bench.machine import machine
 from dfdc_ray.bench.marks import MATCH, NO_FACE, Marked, judge, read_marks
-from dfdc_ray.console import Work, console
+from dfdc_ray.console import Work, console, markdown_table
 from dfdc_ray.corpus.index import build_index
 from dfdc_ray.corpus.zips import open_video
 from dfdc_ray.errors import UserError, VideoError
@@ -265,8 +265,8 @@ def _write(config: BenchBoxesConfig, marked: Sequence[Marked], rows: Sequence[Ro
     for row in rows:
         table.add_row(*_cells(row, bounds=False))
     console.print(table)
-    lines = [header, ["---"] * len(header), *(_cells(row, bounds=True) for row in rows)]
-    markdown = f"{title}; in brackets the 95 % interval in %\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    table_of_all = markdown_table(header, [_cells(row, bounds=True) for row in rows])
+    markdown = f"{title}; in brackets the 95 % interval in %\n\n{table_of_all}"
     result: dict[str, Any] = {"date": date.today().isoformat(), "machine": about, "corpus": config.corpus, "marks": config.marks}
     result |= {"frames": len(marked), "match_iou": MATCH, "no_face_iou": NO_FACE, "rows": [asdict(row) for row in rows]}
     storage.make_dirs(config.out)

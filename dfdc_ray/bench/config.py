@@ -64,8 +64,6 @@ class BenchTrainConfig:
     """Runs of each way, in turn; the table shows the median and the spread."""
     loader_workers: int = 0
     """Processes that decode and augment, as of train."""
-    threads: int | None = None
-    """That compute the model on a CPU; unset: one for each core."""
     gpu: bool = False
     """On the GPU, in bf16."""
     compile: bool = False

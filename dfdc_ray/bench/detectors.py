@@ -22,7 +22,7 @@ from dfdc_ray import storage
 from dfdc_ray.bench.config import BenchDetectorsConfig
 from dfdc_ray.bench.machine import machine
 from dfdc_ray.config import DetectorName
-from dfdc_ray.console import Work, console
+from dfdc_ray.console import Work, console, markdown_table
 from dfdc_ray.corpus.index import build_index
 from dfdc_ray.corpus.zips import open_video
 from dfdc_ray.errors import UserError, VideoError
@@ -183,8 +183,7 @@ def _write(config: BenchDetectorsConfig, rows: Sequence[Row], problems: dict[str
     console.print(table)
     for video_id, problem in problems.items():
         console.print(f"  {video_id}: {problem}", highlight=False, markup=False)
-    lines = [header, ["---"] * len(header), *cells]
-    markdown = f"{title}\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
+    markdown = f"{title}\n\n{markdown_table(header, cells)}"
     result = {"date": date.today().isoformat(), "machine": about, "corpus": config.corpus, "frames_per_video": config.frames}
     result |= {"rows": [asdict(row) for row in rows], "problems": problems}
     storage.make_dirs(config.out)

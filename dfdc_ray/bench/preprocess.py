@@ -27,7 +27,7 @@ from dfdc_ray.bench.meter import Meter
 from dfdc_ray.bench.ways import Material, Outcome, material, ways
 from dfdc_ray.cluster import run as cluster
 from dfdc_ray.config import PreprocessConfig
-from dfdc_ray.console import Work, console
+from dfdc_ray.console import Work, console, markdown_table
 from dfdc_ray.corpus.index import build_index
 from dfdc_ray.errors import UserError
 from dfdc_ray.faces.detect import load_detector
@@ -210,13 +210,8 @@ def _write(config: BenchPreprocessConfig, rows: list[Row]) -> None:
         for row in rows
         if row.seconds_by_stage
     ]
-    markdown = f"{title}\n\n{_markdown([header, *cells])}\n{_markdown(stages)}"
+    markdown = f"{title}\n\n{markdown_table(header, cells)}\n{markdown_table(stages[0], stages[1:])}"
     result: dict[str, Any] = {"date": date.today().isoformat(), "machine": about, "rows": [asdict(row) for row in rows]}
     storage.make_dirs(config.out)
     storage.write_bytes(storage.join(config.out, "bench_preprocess.md"), markdown.encode())
     storage.write_bytes(storage.join(config.out, "bench_preprocess.json"), json.dumps(result, indent=1).encode())
-
-
-def _markdown(lines: list[list[str]]) -> str:
-    head, *body = lines
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *body)) + "\n"

@@ -30,7 +30,7 @@ from dfdc_ray.bench.machine import machine
 from dfdc_ray.bench.meter import Meter, peak_kb
 from dfdc_ray.cluster import run as cluster
 from dfdc_ray.config import PreprocessConfig
-from dfdc_ray.console import Work, console
+from dfdc_ray.console import Work, console, markdown_table
 from dfdc_ray.corpus.index import INDEX
 from dfdc_ray.errors import UserError
 from dfdc_ray.preprocess import publish
@@ -259,7 +259,9 @@ def _write(config: BenchScaleConfig, result: Result) -> None:
             table.add_row(*cells)
         console.print(table)
     console.print("\n".join(means), highlight=False, soft_wrap=True)
-    markdown = "\n".join([title, "", left_out, "", *map(_markdown, tables), *(f"- {line}" for line in means), ""])
+    markdown = "\n".join(
+        [title, "", left_out, "", *(markdown_table(header, lines) for header, *lines in tables), *(f"- {line}" for line in means), ""]
+    )
     content: dict[str, Any] = {"date": date.today().isoformat(), "machine": about, "s3": s3, "left_out": left_out} | asdict(result)
     content |= {"driver_ms_per_unit": result.driver_ms, "units_per_second": result.units_per_second}
     storage.write_bytes(storage.join(config.out, "bench_scale.md"), markdown.encode())
@@ -298,8 +300,3 @@ def meaning(result: Result) -> list[str]:
             f"{cores:,} cores: {need:.1f} units/s at {result.unit_cpu_seconds:g} CPU s a unit, {need / rate:.0%} of one core of the driver."
         )
     return [*lines, f"The driver is full at {rate * result.unit_cpu_seconds:,.0f} cores."]
-
-
-def _markdown(lines: list[list[str]]) -> str:
-    head, *body = lines
-    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *body)) + "\n"

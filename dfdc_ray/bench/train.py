@@ -15,6 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from typing import Any
@@ -27,9 +28,9 @@ from dfdc_ray import storage
 from dfdc_ray.bench.config import BenchTrainConfig
 from dfdc_ray.bench.machine import machine
 from dfdc_ray.config import TrainConfig
-from dfdc_ray.console import Work, console
+from dfdc_ray.console import Work, console, markdown_table
 from dfdc_ray.errors import UserError
-from dfdc_ray.models import channels, create_model
+from dfdc_ray.models import create_model
 from dfdc_ray.shards.dataset import Batch, FaceDataset, Pictures, loader
 from dfdc_ray.shards.manifest import read_manifest
 from dfdc_ray.shards.order import Samples, ShuffledOrder
@@ -86,29 +87,23 @@ def train(config: BenchTrainConfig) -> None:
         raise UserError("--steps, --repeats and --batch-size: at least 1.")
     if config.gpu and not torch.cuda.is_available():
         raise UserError("--gpu: torch sees no CUDA device here.")
-    if config.threads:
-        torch.set_num_threads(config.threads)
     device = torch.device("cuda" if config.gpu else "cpu")
     rows = read_rows(read_manifest(config.faces))
     rows = rows.take(~np.isnan(rows.labels))
     if not len(rows):
         raise UserError(f"{config.faces} has no labelled face.")
     found = [Row(way) for way in ("train", "memory", "model", "input")]
-    transform = transforms.training(transforms.recipe(config.image_size, channels(config.model)))
+    transform = transforms.training(transforms.recipe(config.image_size, config.model))
     with Work("bench", total=len(found) * config.repeats, unit="runs") as progress:
         for repeat in range(config.repeats):
             order = _first(rows, config, seed=repeat)
             from_shards = FaceDataset(rows, transform, order)
             in_memory = _InMemory(from_shards)
-            one = next(iter(loader(in_memory, workers=0)))
-            ways: list[tuple[Callable[[], Iterator[Batch]], bool]] = [
-                (lambda: iter(loader(from_shards, workers=config.loader_workers, pin_memory=config.gpu)), True),  # noqa: B023
-                (lambda: iter(loader(in_memory, workers=config.loader_workers, pin_memory=config.gpu)), True),  # noqa: B023
-                (lambda: itertools.repeat(one), True),  # noqa: B023
-                (lambda: iter(loader(from_shards, workers=0)), False),  # noqa: B023
-            ]
-            for row, (batches, training) in zip(found, ways, strict=True):
-                _run(row, batches(), config, device, training=training)
+            for row in found:
+                alone = row.way == "input"
+                with _threads(1 if alone else torch.get_num_threads()):
+                    batches = _batches(row.way, from_shards, in_memory, config)
+                    _run(row, batches, config, None if alone else _stepper(config, device), device)
                 progress.advance(detail=row.way)
     _write(config, found, device)
 
@@ -119,14 +114,29 @@ def _first(rows: RowTable, config: BenchTrainConfig, *, seed: int) -> list[Sampl
     return list(itertools.islice(ShuffledOrder(rows, config.batch_size, seed, epochs), config.steps + _WARM_UP))
 
 
-def _run(row: Row, batches: Iterator[Batch], config: BenchTrainConfig, device: torch.device, *, training: bool) -> None:
-    """Measure one way once."""
+def _batches(way: str, from_shards: FaceDataset, in_memory: FaceDataset, config: BenchTrainConfig) -> Iterator[Batch]:
+    if way == "model":
+        return itertools.repeat(next(iter(loader(in_memory, workers=0))))
+    if way == "input":
+        return iter(loader(from_shards, workers=0))
+    return iter(loader(from_shards if way == "train" else in_memory, workers=config.loader_workers, pin_memory=config.gpu))
+
+
+def _stepper(config: BenchTrainConfig, device: torch.device) -> Callable[[Batch], object]:
+    """A fresh model and its step."""
     settings = TrainConfig(faces=config.faces, out=config.out, model=config.model)
     torch.manual_seed(0)
     model = create_model(config.model).to(device).to(memory_format=torch.channels_last).train()
     optimizer = optimizer_of(model, settings)
-    if config.compile and training:
+    if config.compile:
         model.compile()
+    return lambda batch: step(model, optimizer, batch, objective=settings.objective, device=device)
+
+
+def _run(
+    row: Row, batches: Iterator[Batch], config: BenchTrainConfig, take: Callable[[Batch], object] | None, device: torch.device
+) -> None:
+    """Measure one way once. take: what is done with a batch, if anything."""
     waited, started = 0.0, time.monotonic()
     for number in range(config.steps + _WARM_UP):
         if number == _WARM_UP:
@@ -135,12 +145,23 @@ def _run(row: Row, batches: Iterator[Batch], config: BenchTrainConfig, device: t
         before = time.monotonic()
         batch = next(batches)
         waited += time.monotonic() - before
-        if training:
-            step(model, optimizer, batch, objective=settings.objective, device=device)
+        if take:
+            take(batch)
     _finish(device)
     seconds = time.monotonic() - started
     row.images_per_s.append(config.steps * config.batch_size / seconds)
     row.data_wait.append(waited / seconds)
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let torch compute with so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _finish(device: torch.device) -> None:
@@ -177,7 +198,6 @@ def _write(config: BenchTrainConfig, rows: list[Row], device: torch.device) -> N
         table.add_row(*line)
     console.print(table)
     console.print(needed, highlight=False, soft_wrap=True)
-    lines = "\n".join(f"| {' | '.join(line)} |" for line in (header, ["---"] * len(header), *cells))
     result: dict[str, Any] = {
         "date": date.today().isoformat(),
         "machine": about,
@@ -185,5 +205,5 @@ def _write(config: BenchTrainConfig, rows: list[Row], device: torch.device) -> N
         "rows": [asdict(row) for row in rows],
     }
     storage.make_dirs(config.out)
-    storage.write_bytes(storage.join(config.out, "bench_train.md"), f"{title}\n\n{lines}\n\n{needed}\n".encode())
+    storage.write_bytes(storage.join(config.out, "bench_train.md"), f"{title}\n\n{markdown_table(header, cells)}\n{needed}\n".encode())
     storage.write_bytes(storage.join(config.out, "bench_train.json"), json.dumps(result, indent=1).encode())

@@ -1,7 +1,7 @@
 """From the scores of faces to the score of a video: one number for each track, maximum over the tracks that are there long enough.
 
 One manipulated face makes the video a fake, hence the maximum; a passer-by or a false detection in few frames must not decide, hence
-the 30 %. When no track is that long (the face comes and goes), the longest track or tracks count instead. Plain numpy.
+the 30 %. When no track is that long (the face comes and goes), the longest track or tracks count instead. Plain numpy and scipy.
 
 How the frames of a track become one number is a rule, which `dfdc-ray calibrate` chooses on validation; the default is their mean.
 """
@@ -10,16 +10,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.special import expit, logit
 
 MIN_COVERAGE_PERCENT = 30
 DEFAULT = "mean"
-_CLIP = 1e-6  # scores are kept so far from 0 and 1 where their logit is taken
+CLIP = 1e-6  # scores are kept so far from 0 and 1 where their logit is taken
 _SURE, _SURE_REAL = 0.8, 0.2  # of the rule "confident"
 
 
 def _mean_logit(scores: np.ndarray) -> float:
-    clipped = np.clip(scores, _CLIP, 1 - _CLIP)
-    return float(1 / (1 + np.exp(-np.mean(np.log(clipped) - np.log1p(-clipped)))))
+    return float(expit(logit(np.clip(scores, CLIP, 1 - CLIP)).mean()))
 
 
 def _top_quarter(scores: np.ndarray) -> float:

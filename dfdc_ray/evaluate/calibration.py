@@ -20,12 +20,11 @@ from torchmetrics.functional.classification import binary_calibration_error
 
 from dfdc_ray import storage
 from dfdc_ray.errors import UserError
-from dfdc_ray.evaluate.aggregate import RULES
+from dfdc_ray.evaluate.aggregate import CLIP, RULES
 from dfdc_ray.evaluate.metrics import log_losses
 
 FILE = "calibration.json"
 BINS = 15  # of the calibration error, of equal width: Guo et al. 2017, https://arxiv.org/abs/1706.04599
-_CLIP = 1e-6  # scores are kept so far from 0 and 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +57,7 @@ def fit(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     reals = len(labels) - fakes
     if not (reals and fakes):
         raise UserError(f"Validation has {reals} real and {fakes} fake videos with a face: calibration needs both.")
-    logits = torch.from_numpy(_logits(scores))
+    logits = _logits(scores)
     targets = torch.where(torch.from_numpy(labels == 1), (fakes + 1) / (fakes + 2), 1 / (reals + 2)).double()
     both = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([both], max_iter=200, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
@@ -90,9 +89,8 @@ def choose(scores: Mapping[str, np.ndarray], labels: np.ndarray) -> tuple[str, f
         except UserError as error:
             refused = error
             continue
-        losses[rule] = round(
-            float(log_losses(scaled(of_rule, *fitted[rule]), labels).mean()), 6
-        )  # less is rounding, where all are the same
+        loss = log_losses(scaled(of_rule, *fitted[rule]), labels).mean()
+        losses[rule] = round(float(loss), 6)  # less is rounding, where all are the same
     if not losses:
         raise refused
     best = min(losses, key=lambda rule: losses[rule])
@@ -101,7 +99,7 @@ def choose(scores: Mapping[str, np.ndarray], labels: np.ndarray) -> tuple[str, f
 
 def scaled(scores: np.ndarray, a: float, b: float) -> np.ndarray:
     """sigmoid(a * logit(score) + b), float64 [N]."""
-    return torch.sigmoid(torch.from_numpy(_logits(scores)) * a + b).numpy()
+    return torch.sigmoid(_logits(scores) * a + b).numpy()
 
 
 def error(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -130,6 +128,5 @@ def load(checkpoint: str, *, weights: str) -> Calibration | None:
     return found
 
 
-def _logits(scores: np.ndarray) -> np.ndarray:
-    clipped = np.clip(np.asarray(scores, dtype=np.float64), _CLIP, 1 - _CLIP)
-    return np.asarray(np.log(clipped) - np.log1p(-clipped))
+def _logits(scores: np.ndarray) -> torch.Tensor:
+    return torch.logit(torch.from_numpy(np.asarray(scores, dtype=np.float64)), eps=CLIP)

@@ -63,7 +63,9 @@ def evaluate(config: EvaluateConfig) -> None:
     if config.split != "train":
         refuse_trained_on(videos.groups, scorer.config, what=f"the {config.split} split of {config.faces}", uri=config.checkpoint)
     warnings = warnings_of(config, scorer.faces_config, manifest, videos)
-    training = _training_faces(config.training_faces, scorer) if config.training_faces else None
+    if config.training_faces and config.split == "train":
+        raise UserError("--training-faces: the split train is what was trained on. Look for near-duplicates of another --split in it.")
+    training = _training_faces(config.training_faces, scorer, cache=config.cache) if config.training_faces else None
     storage.make_dirs(config.out)  # what cannot be written is said before the work, not after
     faces = _faces(manifest, videos, cache=config.cache)
     report = _report(config, scorer, manifest, videos, faces, training=training, warnings=warnings)
@@ -107,12 +109,15 @@ def _faces(manifest: Manifest, videos: SplitVideos, *, cache: str | None) -> _Fa
         rows.table["video_id"].cast(pa.string()), value_set=pa.array([row["video_id"] for row in videos.labelled], pa.string())
     )
     rows = rows.take(pc.and_(wanted, rows.table["core"]).to_numpy(zero_copy_only=False))
-    if folder := check_folder(cache):
-        (rows,) = cached([rows], folder)
-    return _Faces(rows, videos.sampled)
+    return _Faces(_cached(rows, cache), videos.sampled)
 
 
-def _training_faces(uri: str, scorer: Scorer) -> RowTable:
+def _cached(rows: RowTable, cache: str | None) -> RowTable:
+    folder = check_folder(cache)
+    return rows if folder is None else cached([rows], folder)[0]
+
+
+def _training_faces(uri: str, scorer: Scorer, *, cache: str | None) -> RowTable:
     """The rows of the groups that were trained on, of the faces that the checkpoint was trained from."""
     manifest = read_manifest(uri)
     if manifest.data_hash != scorer.config["data_hash"]:
@@ -122,7 +127,7 @@ def _training_faces(uri: str, scorer: Scorer) -> RowTable:
         )
     rows = read_rows(manifest)
     groups = pa.array(scorer.config["train_groups"], pa.string())
-    return rows.take(pc.is_in(rows.table["group_id"].cast(pa.string()), value_set=groups).to_numpy(zero_copy_only=False))
+    return _cached(rows.take(pc.is_in(rows.table["group_id"].cast(pa.string()), value_set=groups).to_numpy(zero_copy_only=False)), cache)
 
 
 def _report(

@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from dfdc_ray.console import markdown_table
 from dfdc_ray.evaluate import calibration
 from dfdc_ray.evaluate.appearance import SKIN_TONES, skin_tone_class
 from dfdc_ray.evaluate.duplicates import CLOSE
@@ -70,26 +71,21 @@ def _header(level: Level, unit: str) -> list[str]:
     return [f"by {unit.removesuffix('s')}", "model", "95 % interval", *(_BASELINE_NAMES[name] for name in level.baselines), "over"]
 
 
-def _markdown_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |" for line in lines] + [""]
-
-
 def markdown(report: Report) -> str:
     """The report for people: protocol, tables beside the baselines, what could not be scored, the worst mistakes."""
     lines = [f"# {report.title}", ""]
     for warning in report.warnings:
         lines += [f"> **{warning}**", ""]
     lines += ["## Protocol", ""]
-    lines += _markdown_table(["what", "value"], [[key.replace("_", " "), _plain(value)] for key, value in report.protocol.items()])
+    lines.append(markdown_table(["what", "value"], [[key.replace("_", " "), _plain(value)] for key, value in report.protocol.items()]))
     for unit, level in (("videos", report.video), ("frames", report.frame)):
         m = level.metrics
-        lines += [f"## By {unit.removesuffix('s')}", "", *_markdown_table(_header(level, unit), _level_rows(level, unit))]
+        lines += [f"## By {unit.removesuffix('s')}", "", markdown_table(_header(level, unit), _level_rows(level, unit))]
         lines += [f"Intervals: {level.interval_note}.", ""]
         confusion = [["real", str(m.real_as_real), str(m.real_as_fake)], ["fake", str(m.fake_as_real), str(m.fake_as_fake)]]
-        lines += _markdown_table([unit, "called real", "called fake"], confusion)
+        lines.append(markdown_table([unit, "called real", "called fake"], confusion))
     for title, beside, slices in _slices(report.videos):
-        lines += [f"## By {title}", "", *_markdown_table(*_slice_table(beside, slices))]
+        lines += [f"## By {title}", "", markdown_table(*_slice_table(beside, slices))]
     if any(v.lightness is not None for v in report.videos):
         lines += ["Lightness (CIELAB) and skin tone are of the pictures' middles, lamps and cameras included; medians over the frames.", ""]
     lines += ["## Aggregation", "", *_rules(report)]
@@ -102,7 +98,7 @@ def markdown(report: Report) -> str:
     if report.unscored:
         lines += [f"{len(report.unscored)} of {len(report.videos)} labelled videos; each counts at the training prior.", ""]
         rows = [[v.video_id, v.label, v.status, ": ".join(filter(None, (v.stage, v.error)))] for v in report.unscored]
-        lines += _markdown_table(["video", "label", "status", "why"], rows)
+        lines.append(markdown_table(["video", "label", "status", "why"], rows))
     else:
         lines += [f"None: all {len(report.videos)} labelled videos have a score.", ""]
     short, scored = sum(v.short_tracks for v in report.videos), len(report.videos) - len(report.unscored)
@@ -112,7 +108,7 @@ def markdown(report: Report) -> str:
         rows = [
             [v.video_id, v.label, v.method or "", f"{v.counted_as:.4f}", f"{v.frames_scored} of {v.frames_sampled}"] for v in report.worst
         ]
-        lines += _markdown_table(["video", "label", "method", "score", "frames scored"], rows)
+        lines.append(markdown_table(["video", "label", "method", "score", "frames scored"], rows))
     else:
         lines += ["None.", ""]
     return "\n".join(lines)
@@ -132,7 +128,7 @@ def _calibration(report: Report) -> list[str]:
     if np.array_equal(before, after):  # not calibrated
         rows = rows[:1]
     header = [f"scores of {len(scored)} videos", "log loss", f"calibration error ({calibration.BINS} bins)"]
-    return [*_markdown_table(header, rows), f"Calibration: {report.protocol['calibration']}.", ""]
+    return [markdown_table(header, rows), f"Calibration: {report.protocol['calibration']}.", ""]
 
 
 Slice = tuple[str, list[JudgedVideo]]
@@ -176,7 +172,7 @@ def _rules(report: Report) -> list[str]:
         for rule, m in report.rules.items()
     ]
     note = f"Over the {len(report.videos)} videos, scores as the model gives them. `dfdc-ray calibrate` chooses the rule, on validation."
-    return [*_markdown_table(["frames to video by", "log loss", "ROC AUC", f"accuracy at {THRESHOLD}"], rows), note, ""]
+    return [markdown_table(["frames to video by", "log loss", "ROC AUC", f"accuracy at {THRESHOLD}"], rows), note, ""]
 
 
 def _robustness(report: Report) -> list[str]:
@@ -191,7 +187,7 @@ def _robustness(report: Report) -> list[str]:
 
     rows = [line("none", report.video.metrics, report.frame.metrics), *(line(r.change, r.video, r.frame) for r in report.robustness)]
     head = ["every face changed by", "video ROC AUC", "video log loss", "frame ROC AUC", "frame log loss"]
-    return [*_markdown_table(head, rows), f"Over the same {len(report.videos)} videos; in brackets the difference.", ""]
+    return [markdown_table(head, rows), f"Over the same {len(report.videos)} videos; in brackets the difference.", ""]
 
 
 def _near_duplicates(report: Report) -> list[str]:
@@ -201,8 +197,8 @@ def _near_duplicates(report: Report) -> list[str]:
     ]
     if pairs:
         rows = [[pair.video_id, pair.training_video_id, str(pair.bits)] for pair in pairs[:20]]
-        lines += ["", *_markdown_table(["video", "nearest in training", "bits apart"], rows)[:-1]]
-    return [*lines, ""]
+        lines += ["", markdown_table(["video", "nearest in training", "bits apart"], rows)]
+    return lines if pairs else [*lines, ""]
 
 
 def _plain(value: Any) -> str:

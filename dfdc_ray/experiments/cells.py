@@ -5,7 +5,7 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dfdc_ray.config import Balance, ExperimentsConfig
+from dfdc_ray.config import Balance, ExperimentsConfig, Objective
 from dfdc_ray.experiments.regroup import By
 
 MAJORITY = 0.8075  # the report's numbers, frame accuracy on the Kaggle sample; its split is not stated
@@ -29,7 +29,7 @@ class Cell:
     batch_size: int
     learning_rate: float
     balance: Balance = "frames"
-    objective: str = "bce"
+    objective: Objective = "bce"
     split_by: By | None = None
     groups: int | None = None
     reported: float | None = None

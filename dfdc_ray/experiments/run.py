@@ -58,7 +58,7 @@ def _line(config: ExperimentsConfig, cell: Cell, made: set[str]) -> Line:
                 out=out,
                 split=split,
                 weights=config.weights,
-                objective=cell.objective,  # type: ignore[arg-type]
+                objective=cell.objective,
                 balance=cell.balance,
                 groups=cell.groups,
                 epochs=cell.epochs,
@@ -66,7 +66,7 @@ def _line(config: ExperimentsConfig, cell: Cell, made: set[str]) -> Line:
                 learning_rate=cell.learning_rate,
                 image_size=cell.image_size,
                 seed=config.seed,
-                workers=config.workers if cell.batch_size % config.workers == 0 else 1,
+                workers=config.workers if cell.batch_size % config.workers == 0 else 1,  # the report's batch of 1 is for one
                 gpu=config.gpu,
                 cpus_per_worker=config.cpus_per_worker,
             )

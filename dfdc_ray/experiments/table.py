@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dfdc_ray.config import ExperimentsConfig
+from dfdc_ray.console import markdown_table
 from dfdc_ray.experiments.cells import CENTRE_NAME, IMPROVED_NAME, MAJORITY, SECONDS_NAME, Cell
 
 _HEAD = (
@@ -83,7 +84,6 @@ def console_table(lines: Sequence[Line], console: Console) -> None:
 
 def markdown(config: ExperimentsConfig, lines: Sequence[Line]) -> str:
     """The whole: protocol, table, what it says."""
-    rows = [list(_HEAD), ["---"] * len(_HEAD), *map(_cells, lines)]
     improved = _named(lines, IMPROVED_NAME)
     protocol = improved.report["protocol"]
     warnings = [*improved.report["warnings"], *_not_comparable(config)]
@@ -98,8 +98,7 @@ def markdown(config: ExperimentsConfig, lines: Sequence[Line]) -> str:
             "in their frames, so their denominators do too. Intervals are bootstraps over groups. `report`: the founding report's frame "
             "accuracy, on the Kaggle sample, its split unstated.",
             "",
-            *("| " + " | ".join(row) + " |" for row in rows),
-            "",
+            markdown_table(_HEAD, map(_cells, lines)),
             "## What the numbers say",
             "",
             " ".join(_sentences(lines)),

@@ -39,7 +39,7 @@ class EfficientNetLite0(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = timm.create_model("tf_efficientnet_lite0", num_classes=1)
-        nn.init.normal_(self.get_parameter("body.classifier.weight"), std=0.01)  # timm's own, of +-1 for one output, begins with logits of about 3
+        nn.init.normal_(self.get_parameter("body.classifier.weight"), std=0.01)  # timm's own for one output, +-1, are large
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.body(x)

@@ -22,10 +22,10 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from dfdc_ray import __version__, storage
-from dfdc_ray.config import TrainConfig
+from dfdc_ray.config import Objective, TrainConfig
 from dfdc_ray.console import console, duration
 from dfdc_ray.errors import UserError
-from dfdc_ray.models import channels, create_model
+from dfdc_ray.models import create_model
 from dfdc_ray.shards.dataset import Batch, FaceDataset, loader
 from dfdc_ray.shards.order import FixedOrder, ShuffledOrder
 from dfdc_ray.train import checkpoint, transforms
@@ -136,7 +136,7 @@ def _train_epoch(run: "_Run", stream: Iterator[Batch], steps_per_epoch: int, met
     }
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, *, objective: str, device: torch.device) -> torch.Tensor:
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, *, objective: Objective, device: torch.device) -> torch.Tensor:
     """One step of the optimizer; the loss of this process's share of the batch."""
     images = batch.images.to(device, memory_format=torch.channels_last, non_blocking=True)
     with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(device)):
@@ -242,7 +242,7 @@ def _start(config: TrainConfig, plan: Plan, *, rank: int, world_size: int, devic
         optimizer.load_state_dict(saved.state["optimizer"])
         at = Position(saved.config["epoch"], saved.state["samples"], saved.config["step"], saved.state["loss_sum"], saved.config["history"])
     ddp = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None) if world_size > 1 else model
-    return _Run(config, plan, transforms.recipe(config.image_size, channels(config.model)), model, ddp, optimizer, at, rank, device)
+    return _Run(config, plan, transforms.recipe(config.image_size, config.model), model, ddp, optimizer, at, rank, device)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch.nn import functional
 
-Objective = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+from dfdc_ray.config import Objective
 
 
 def bce(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
@@ -18,4 +18,4 @@ def l2(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     return functional.mse_loss(torch.sigmoid(logits), targets)
 
 
-OBJECTIVES: dict[str, Objective] = {"bce": bce, "l2": l2}
+OBJECTIVES: dict[Objective, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {"bce": bce, "l2": l2}

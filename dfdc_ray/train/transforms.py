@@ -3,19 +3,18 @@
 The recipe is a plain dict that checkpoints carry, so that evaluation and scoring treat a face as validation did.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
-_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and standard deviation of RGB in 0..1, as torchvision's weights expect
+from dfdc_ray.models import channels
 
 
-def recipe(image_size: int, channels: tuple[Sequence[float], Sequence[float]] = _IMAGENET) -> dict[str, Any]:
-    """What must be known to repeat the transform: `image_size` in pixels, mean and standard deviation of the channels in 0..1."""
-    mean, std = channels
+def recipe(image_size: int, model: str) -> dict[str, Any]:
+    """What must be known to repeat the transform: `image_size` in pixels, mean and standard deviation of the model's channels in 0..1."""
+    mean, std = channels(model)
     return {"image_size": image_size, "resize": "both sides to image_size, bilinear, antialiased", "mean": list(mean), "std": list(std)}
 
 

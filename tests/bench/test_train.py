@@ -27,7 +27,7 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_memory_gives_the_very_batches_of_the_shards(faces: str, tmp_path: Path, workers: int) -> None:
     rows = read_rows(read_manifest(faces))
     order = bench._first(rows, BenchTrainConfig(faces=faces, out=str(tmp_path), batch_size=8, steps=4), seed=1)
-    from_shards = FaceDataset(rows, transforms.training(transforms.recipe(32)), order)
+    from_shards = FaceDataset(rows, transforms.training(transforms.recipe(32, "resnet34")), order)
     in_memory = bench._InMemory(from_shards)
     for a, b in zip(loader(from_shards, workers=0), loader(in_memory, workers=workers), strict=True):
         assert torch.equal(a.images, b.images)
@@ -39,8 +39,6 @@ def test_it_writes_what_it_measured(faces: str, tmp_path: Path, capsys: pytest.C
     found = json.loads((tmp_path / "bench_train.json").read_text())
     assert [row["way"] for row in found["rows"]] == ["train", "memory", "model", "input"]
     assert all(len(row["images_per_s"]) == 2 and min(row["images_per_s"]) > 0 for row in found["rows"])
-    rates = {row["way"]: max(row["images_per_s"]) for row in found["rows"]}
-    assert rates["input"] > rates["train"]  # it does less
     assert "| memory |" in (tmp_path / "bench_train.md").read_text()
     assert "cores beside those of the model" in capsys.readouterr().out
 
@@ -49,7 +47,7 @@ def test_loader_processes_take_more_pictures_than_a_process_has_file_descriptors
     faces = str(write_face_shards(tmp_path / "faces", families=6, fakes=8, frames=7, size=8))
     rows = read_rows(read_manifest(faces))
     order = bench._first(rows, BenchTrainConfig(faces=faces, out=str(tmp_path), batch_size=80, steps=2), seed=0)
-    in_memory = bench._InMemory(FaceDataset(rows, transforms.evaluation(transforms.recipe(32)), order))
+    in_memory = bench._InMemory(FaceDataset(rows, transforms.evaluation(transforms.recipe(32, "resnet34")), order))
     assert len(in_memory.found) > 300
     assert len(next(iter(loader(in_memory, workers=1))).labels) == 80
 

@@ -98,7 +98,7 @@ def best(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("train") / "best"
     config = {
         "model": "resnet34",
-        "transform": transforms.recipe(32),
+        "transform": transforms.recipe(32, "resnet34"),
         "split": "parts:0-5/6/7-9",
         "train_groups": [f"c/part:{part}" for part in range(6)],
         "prior": PRIOR,
@@ -250,11 +250,20 @@ def _fitted(folder: Path) -> calibration.Calibration:
     return fitted
 
 
+@pytest.fixture
+def checkpointed(best: Path, tmp_path: Path) -> Path:
+    """A copy of `best`, to be calibrated."""
+    shutil.copytree(best, tmp_path / "best")
+    return tmp_path / "best"
+
+
+def _scores_given(report: dict[str, Any]) -> dict[str, float]:
+    return {v["video_id"]: v["raw_score"] for v in report["videos"] if v["score"] is not None}
+
+
 def test_calibration_is_fitted_on_validation_and_used_from_then_on(
-    faces: Path, best: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    faces: Path, checkpointed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checkpointed = tmp_path / "best"
-    shutil.copytree(best, checkpointed)
     before = _evaluate(faces, checkpointed, tmp_path / "before")
     assert before["protocol"]["calibration"].startswith("none")
     assert "| calibrated |" not in (tmp_path / "before" / "report.md").read_text()
@@ -268,20 +277,18 @@ def test_calibration_is_fitted_on_validation_and_used_from_then_on(
 
     after = _evaluate(faces, checkpointed, tmp_path / "after")
     assert "1 real and 3 fake validation videos" in after["protocol"]["calibration"]
-    raw, again = ([v["raw_score"] for v in report["videos"] if v["score"] is not None] for report in (before, after))
-    assert again == raw
+    raw = _scores_given(before)
+    assert _scores_given(after) == raw
     found = [v["score"] for v in after["videos"] if v["score"] is not None]
-    assert found == pytest.approx(fitted(np.array(raw)).tolist(), abs=1e-5)
+    assert found == pytest.approx(fitted(np.array(list(raw.values()))).tolist(), abs=1e-5)
     assert {v["counted_as"] for v in after["videos"] if v["score"] is None} == {PRIOR}
     assert "| calibrated |" in (tmp_path / "after" / "report.md").read_text()
 
 
 def test_the_rule_that_fits_validation_best_is_kept_and_used(
-    faces: Path, best: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    faces: Path, checkpointed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Fakes that show it in one frame of four, and the less the more their other frames do: only the highest frame tells them."""
-    checkpointed = tmp_path / "best"
-    shutil.copytree(best, checkpointed)
     before = _evaluate(faces, checkpointed, tmp_path / "before")
     with monkeypatch.context() as patch:
         _validation_scores(patch, 0.5, [0.2, 0.3, 0.4], first_frame=0.9)
@@ -293,18 +300,17 @@ def test_the_rule_that_fits_validation_best_is_kept_and_used(
     assert after["rules"] == before["rules"]  # all of them, as the model gives them
     assert after["protocol"]["aggregation"].startswith("video: highest over the frames of a track")
     assert "| **max** (in use) |" in (tmp_path / "after" / "report.md").read_text()
-    mean, highest = ({v["video_id"]: v["raw_score"] for v in report["videos"] if v["score"] is not None} for report in (before, after))
+    mean, highest = map(_scores_given, (before, after))
     assert all(highest[name] > mean[name] for name in mean)
 
 
 def test_a_model_that_ranks_validation_the_wrong_way_is_not_calibrated(
-    faces: Path, best: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    faces: Path, checkpointed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shutil.copytree(best, tmp_path / "best")
     _validation_scores(monkeypatch, 0.9, [0.1, 0.2, 0.3])
     with pytest.raises(UserError, match="nothing to calibrate"):
-        calibrate(CalibrateConfig(faces=str(faces), checkpoint=str(tmp_path / "best")))
-    assert not (tmp_path / "best" / calibration.FILE).exists()
+        calibrate(CalibrateConfig(faces=str(faces), checkpoint=str(checkpointed)))
+    assert not (checkpointed / calibration.FILE).exists()
 
 
 def test_robustness_judges_the_same_videos_after_each_change(
@@ -324,11 +330,16 @@ def test_robustness_judges_the_same_videos_after_each_change(
 
 def test_near_duplicates_of_training_are_looked_for_on_request(faces: Path, best: Path, tmp_path: Path) -> None:
     trained_here = _changed(best, tmp_path / "best", data_hash=read_manifest(str(faces)).data_hash)
-    report = _evaluate(faces, trained_here, tmp_path / "report", training_faces=str(faces))
+    report = _evaluate(faces, trained_here, tmp_path / "report", training_faces=str(faces), cache=str(tmp_path / "cache"))
+    judged = _evaluate(faces, trained_here, tmp_path / "again", cache=str(tmp_path / "cache of the judged"))
+    assert judged["near_duplicates"] is None
+    assert len(list((tmp_path / "cache").iterdir())) > len(list((tmp_path / "cache of the judged").iterdir()))  # training's shards too
     assert report["near_duplicates"] == []  # noise is like no other noise
     assert "0 of the 12 videos are within 6 of 64 bits" in (tmp_path / "report" / "report.md").read_text()
     with pytest.raises(UserError, match="give the --faces of its training"):
         _evaluate(faces, best, tmp_path / "other", training_faces=str(faces))
+    with pytest.raises(UserError, match="what was trained on"):
+        _evaluate(faces, trained_here, tmp_path / "other", training_faces=str(faces), split="train")
 
 
 def test_faces_are_sliced_by_how_they_look(report_of_test: Path) -> None:

@@ -77,7 +77,7 @@ def best(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint with random weights."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("train") / "best"
-    config = {"model": "resnet34", "transform": transforms.recipe(64), "faces_config": asdict(SETTINGS)}
+    config = {"model": "resnet34", "transform": transforms.recipe(64, "resnet34"), "faces_config": asdict(SETTINGS)}
     checkpoint.save(str(path), weights=create_model("resnet34").state_dict(), config=config, state=None)
     return path
 

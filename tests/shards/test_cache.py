@@ -40,7 +40,7 @@ def _splits(faces: Path | str) -> tuple[RowTable, RowTable]:
 
 
 def _batches(rows: RowTable) -> list[Batch]:
-    return list(FaceDataset(rows, transforms.evaluation(transforms.recipe(32)), FixedOrder(len(rows), 16)))
+    return list(FaceDataset(rows, transforms.evaluation(transforms.recipe(32, "resnet34")), FixedOrder(len(rows), 16)))
 
 
 def _same(a: list[Batch], b: list[Batch]) -> bool:

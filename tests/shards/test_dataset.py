@@ -52,7 +52,7 @@ def test_rows_point_at_their_images(rows: RowTable) -> None:
 
 def test_png_shards(tmp_path: Path) -> None:
     rows = read_rows(read_manifest(str(write_face_shards(tmp_path / "f", families=1, image_format="png"))))
-    batch = next(iter(FaceDataset(rows, transforms.evaluation(transforms.recipe(48)), FixedOrder(len(rows), 4))))
+    batch = next(iter(FaceDataset(rows, transforms.evaluation(transforms.recipe(48, "resnet34")), FixedOrder(len(rows), 4))))
     assert batch.images.shape == (4, 3, 48, 48)
     assert batch.images.dtype == torch.float32
 
@@ -166,7 +166,7 @@ def test_uneven_ranks_are_refused(rows: RowTable) -> None:
 def test_loader_workers_change_nothing(rows: RowTable) -> None:
     def batches(count: int) -> list[dataset.Batch]:
         order = ShuffledOrder(rows, 15, seed=1, epochs=1)
-        return list(loader(FaceDataset(rows, transforms.training(transforms.recipe(32)), order), workers=count))
+        return list(loader(FaceDataset(rows, transforms.training(transforms.recipe(32, "resnet34")), order), workers=count))
 
     plain = batches(0)
     assert len(plain) == 5
@@ -180,7 +180,7 @@ def test_augmentation_differs_between_epochs_and_leaves_torchs_generator_alone(r
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
-    first, second = FaceDataset(some, transforms.training(transforms.recipe(32)), ShuffledOrder(some, 4, seed=0, epochs=2))
+    first, second = FaceDataset(some, transforms.training(transforms.recipe(32, "resnet34")), ShuffledOrder(some, 4, seed=0, epochs=2))
     assert torch.equal(torch.rand(3), expected)
     images = [batch.images[batch.positions.argsort()] for batch in (first, second)]
     assert not torch.allclose(images[0], images[1])
@@ -202,7 +202,7 @@ def test_a_damaged_image_is_named(tmp_path: Path) -> None:
     shard.write_bytes(shard.read_bytes().replace(b"\xff\xd8\xff\xe0", b"\0\0\0\0", 1))
     rows = read_rows(read_manifest(str(folder)))
     with pytest.raises(UserError, match="row group 0, row 0: the image is damaged"):
-        list(FaceDataset(rows, transforms.evaluation(transforms.recipe(32)), FixedOrder(len(rows), 4)))
+        list(FaceDataset(rows, transforms.evaluation(transforms.recipe(32, "resnet34")), FixedOrder(len(rows), 4)))
 
 
 def test_absent_damaged_and_changed_shards(tmp_path: Path) -> None:

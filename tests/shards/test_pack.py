@@ -189,13 +189,13 @@ def test_training_sees_the_same_rows_in_an_epoch(plain: Path, out: Path) -> None
         keys = list(zip(*(rows.table[name].to_pylist() for name in ("video_id", "track_id", "frame")), strict=True))
         order = ShuffledOrder(rows, 10, seed=0, epochs=9).epoch_order(number)
         some = rows.take(order[:40])
-        dataset = FaceDataset(some, transforms.evaluation(transforms.recipe(32)), ShuffledOrder(some, 40, seed=0, epochs=1))
+        dataset = FaceDataset(some, transforms.evaluation(transforms.recipe(32, "resnet34")), ShuffledOrder(some, 40, seed=0, epochs=1))
         (batch,) = dataset
         pictures = {keys[order[p]]: image.numpy().tobytes() for p, image in zip(batch.positions.tolist(), batch.images, strict=True)}
         return [keys[i] for i in order], pictures
 
     whole = read_rows(read_manifest(str(plain)))
-    spec = transforms.evaluation(transforms.recipe(32))
+    spec = transforms.evaluation(transforms.recipe(32, "resnet34"))
     positions = {
         key: i for i, key in enumerate(zip(*(whole.table[name].to_pylist() for name in ("video_id", "track_id", "frame")), strict=True))
     }

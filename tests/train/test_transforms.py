@@ -9,7 +9,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:
 
 
 def test_evaluation_scales_and_normalises() -> None:
-    spec = transforms.recipe(32)
+    spec = transforms.recipe(32, "resnet34")
     image = torch.full((3, 50, 40), 255, dtype=torch.uint8)
     out = transforms.evaluation(spec)(image)
     assert out.shape == (3, 32, 32)
@@ -20,7 +20,7 @@ def test_evaluation_scales_and_normalises() -> None:
 def test_training_repeats_with_the_generator_and_varies_without() -> None:
     torch.manual_seed(0)
     image = torch.randint(0, 255, (3, 40, 50), dtype=torch.uint8)
-    transform = transforms.training(transforms.recipe(32))
+    transform = transforms.training(transforms.recipe(32, "resnet34"))
     torch.manual_seed(1)
     first = transform(image)
     torch.manual_seed(1)
