@@ -138,7 +138,8 @@ class TrainConfig:
     model: str = "resnet34"
     """Name in dfdc_ray.models."""
     weights: str = "imagenet"
-    """imagenet (fetched by torchvision), none (from scratch), or a file or s3:// URI of a state dict (.safetensors or .pth)."""
+    """imagenet (fetched by torchvision), none (from scratch), or a file or s3:// URI of a state dict (.safetensors or .pth), such as an
+    earlier training's best/model.safetensors."""
     objective: Objective = "bce"
     """bce: binary cross-entropy; l2: squared error on the sigmoid's output, as in the founding report."""
     balance: Balance = "frames"

@@ -51,8 +51,8 @@ class Plan:
     """The rows of training and validation, and what a checkpoint records of them.
 
     train has the columns group, row, label and group_id only. drawn: how many reals and fakes an epoch draws, by each way to balance.
-    faces_config: how the faces were made. initial: first weights of a fresh run, None when there is a checkpoint to go on from. finished:
-    all epochs are done.
+    train_groups: also those that the first weights were trained on. faces_config: how the faces were made. initial: first weights of a
+    fresh run, None when there is a checkpoint to go on from. finished: all epochs are done.
     """
 
     train: RowTable
@@ -93,12 +93,13 @@ def prepare(config: TrainConfig) -> Plan:
     if saved:
         _check_same(config, manifest.data_hash, saved.config)
     train = used["train"]
+    groups = {split: _groups(part) for split, part in used.items()}
     return Plan(
         train=replace(train, table=train.table.select(["group", "row", "label", "group_id"])),  # workers get a copy each
         validation=used["validation"],
         counts=counts,
         drawn={way: ShuffledOrder(rows, config.batch_size, 0, 1, balance=way).drawn for way, rows in ways.items() if len(rows)},
-        train_groups=tuple(sorted(set(train.table["group_id"].cast("string").to_pylist()))),
+        train_groups=tuple(sorted(groups["train"] | (set(saved.config["train_groups"]) if saved else _seen_before(config, groups)))),
         data_hash=manifest.data_hash,
         faces_config=manifest.config,
         initial=None if saved else _initial_weights(config),
@@ -197,6 +198,30 @@ def _count(rows: RowTable) -> Counts:
         real_rows=int((~fake).sum()),
         fake_rows=int(fake.sum()),
     )
+
+
+def _groups(rows: RowTable) -> set[str]:
+    return set(pc.unique(rows.table["group_id"].cast("string")).to_pylist())
+
+
+def _seen_before(config: TrainConfig, groups: dict[Split, set[str]]) -> set[str]:
+    """The groups that --weights was trained on, where it is the weights of one of our checkpoints.
+
+    UserError if they are in validation or test here: what is measured on them would not be of unseen people.
+    """
+    folder, _, name = storage.absolute(config.weights).rpartition("/")
+    if name != "model.safetensors" or not storage.exists(storage.join(folder, "config.json")):
+        return set()
+    earlier = checkpoint.load(folder).config
+    seen = set(earlier["train_groups"])
+    for split in ("validation", "test"):
+        if again := sorted(seen & groups[split]):
+            raise UserError(
+                f"--weights {config.weights} was trained on {len(again)} of the groups that --split {config.split} puts into {split}, "
+                f"such as {again[0]}: what is measured there would be worth nothing. Give the split of its training "
+                f"({earlier['split']}), or other weights."
+            )
+    return seen
 
 
 def _initial_weights(config: TrainConfig) -> dict[str, torch.Tensor]:

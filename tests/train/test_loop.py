@@ -142,6 +142,24 @@ def test_another_configuration_is_refused_by_name(config: TrainConfig, faces: st
     assert prepare(replace(config, epochs=1, workers=2, loader_workers=1, cpus_per_worker=2, checkpoint_minutes=1)).finished
 
 
+def test_weights_of_an_earlier_training_bring_along_what_it_saw(config: TrainConfig, tmp_path: Path) -> None:
+    """Trained on one split, then further on another: what either trained on must never be judged."""
+    earlier = replace(config, out=str(tmp_path / "earlier"), epochs=1)
+    train_loop(earlier, prepare(earlier))
+    further = replace(config, weights=f"{earlier.out}/best/model.safetensors", epochs=1)
+    with pytest.raises(UserError, match=r"trained on 4 of the groups .* into test, such as toy/part-0.*\(parts:0-5/6-7/8-9\)"):
+        prepare(replace(further, split="parts:4-7/8-9/0-3"))
+    with pytest.raises(UserError, match=r"trained on 2 of the groups .* into validation"):
+        prepare(replace(further, split="parts:6-9/4-5/0-3"))
+
+    fewer = replace(further, groups=3)
+    train_loop(fewer, prepare(fewer))
+    _, saved = checkpoint.load_model(f"{fewer.out}/best")
+    assert saved["train_groups"] == [f"toy/part-{i}" for i in range(6)]
+    assert prepare(fewer).train_groups == tuple(saved["train_groups"])  # also where the run is gone on with
+    assert len(prepare(replace(fewer, out=str(tmp_path / "new"), weights="none")).train_groups) == 3
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
