@@ -162,6 +162,8 @@ class TrainConfig:
     """CPUs, and so threads, per worker."""
     loader_workers: int = 0
     """Processes per worker that decode and augment; 0 does it in the training process."""
+    ingest_actors: int = 0
+    """Instead of them: Ray Data actors per worker, on whatever nodes have CPUs to spare, such as CPU nodes beside those with GPUs."""
     checkpoint_minutes: float = 15.0
     """A checkpoint is also written this often within an epoch."""
     cache: str | None = None

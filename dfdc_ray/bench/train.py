@@ -71,7 +71,7 @@ class _InMemory(FaceDataset):
 
     def __init__(self, dataset: FaceDataset) -> None:
         self.__dict__.update(dataset.__dict__)
-        positions = np.unique(np.concatenate([samples.positions for samples in dataset.order]))
+        positions = np.unique(np.concatenate([dataset.order[i].positions for i in range(len(dataset.order))]))
         keys = list(zip(self.group[positions].tolist(), self.row[positions].tolist(), strict=True))
         with dataset.pictures() as images:
             # Arrays: a loader process would be sent a file descriptor for each tensor, and takes no more than some 250.
@@ -111,7 +111,8 @@ def train(config: BenchTrainConfig) -> None:
 def _first(rows: RowTable, config: BenchTrainConfig, *, seed: int) -> list[Samples]:
     """The samples of the first steps of training."""
     epochs = 1 + (config.steps + _WARM_UP) * config.batch_size // len(rows)
-    return list(itertools.islice(ShuffledOrder(rows, config.batch_size, seed, epochs), config.steps + _WARM_UP))
+    order = ShuffledOrder(rows, config.batch_size, seed, epochs)
+    return [order[i] for i in range(config.steps + _WARM_UP)]
 
 
 def _batches(way: str, from_shards: FaceDataset, in_memory: FaceDataset, config: BenchTrainConfig) -> Iterator[Batch]:

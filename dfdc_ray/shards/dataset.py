@@ -1,9 +1,8 @@
 """Face shards as a stream of batches for torch: the rows' pictures, decoded and transformed in a given order (order.py)."""
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -16,7 +15,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from dfdc_ray.errors import UserError
 from dfdc_ray.faces.crop import decode
 from dfdc_ray.shards.manifest import parquet_input
-from dfdc_ray.shards.order import WINDOW_BYTES, Samples
+from dfdc_ray.shards.order import WINDOW_BYTES, Order
 from dfdc_ray.shards.rows import RowTable
 
 CACHE_BYTES = 2 * WINDOW_BYTES + (64 << 20)  # two windows, for the batch that straddles their border
@@ -44,7 +43,7 @@ class Pictures(Protocol):
 class FaceDataset(IterableDataset[Batch]):
     """Whole batches, decoded and transformed, in the given order. Loader worker w of W makes batches w, w + W, ..."""
 
-    def __init__(self, rows: RowTable, transform: Transform, order: Iterable[Samples]) -> None:
+    def __init__(self, rows: RowTable, transform: Transform, order: Order) -> None:
         self.files, self.groups = rows.files, rows.groups
         self.group, self.row, self.labels = rows.column("group"), rows.column("row"), rows.labels
         self.transform, self.order = transform, order
@@ -53,14 +52,16 @@ class FaceDataset(IterableDataset[Batch]):
         worker = get_worker_info()
         first, step = (worker.id, worker.num_workers) if worker else (0, 1)
         with self.pictures() as images:
-            for samples in islice(self.order, first, None, step):
-                yield self._batch(images, samples)
+            for number in range(first, len(self.order), step):
+                yield self.batch(images, number)
 
     def pictures(self) -> "Pictures":
         """Where the pictures come from, as long as it is open."""
         return _Images(self.files, self.groups)
 
-    def _batch(self, images: "Pictures", samples: Samples) -> Batch:
+    def batch(self, images: "Pictures", number: int) -> Batch:
+        """One batch, from the open `pictures()`."""
+        samples = self.order[number]
         group, row = self.group[samples.positions], self.row[samples.positions]
         pictures = images.read(list(zip(group.tolist(), row.tolist(), strict=True)))
         if samples.seeds is None:

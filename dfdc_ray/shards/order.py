@@ -7,9 +7,8 @@ wrapping round to its first samples: none is left out, and every rank has equall
 """
 
 import functools
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pyarrow.compute as pc
@@ -25,6 +24,13 @@ class Samples(NamedTuple):
 
     positions: np.ndarray
     seeds: list[tuple[int, int, int]] | None
+
+
+class Order(Protocol):
+    """The batches of one process, by number."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, number: int, /) -> Samples: ...
 
 
 @dataclass(frozen=True)
@@ -50,7 +56,7 @@ class ShuffledOrder:
         if self.batch_size % self.world_size or self.start % self.batch_size:
             raise ValueError(f"batch size {self.batch_size} does not divide by {self.world_size} ranks, or sample {self.start} not by it")
 
-    @property
+    @functools.cached_property
     def steps_per_epoch(self) -> int:
         return -(-sum(self.drawn) // self.batch_size)
 
@@ -75,6 +81,28 @@ class ShuffledOrder:
         cells = np.split(order, np.flatnonzero(np.diff(cell[order])) + 1)
         return cells, max(map(len, cells)) if self.balance == "sample" else -(-len(order) // len(cells))
 
+    def __len__(self) -> int:
+        """Batches to the end of the last epoch."""
+        return self.steps_per_epoch * (self.epochs - self.epoch) - self.start // self.batch_size
+
+    def __getitem__(self, number: int) -> Samples:
+        """The samples of a batch, whatever was asked for before."""
+        if not 0 <= number < len(self):
+            raise IndexError(f"batch {number} of {len(self)}")
+        later, step = divmod(self.start // self.batch_size + number, self.steps_per_epoch)
+        epoch, first = self.epoch + later, step * self.batch_size
+        if epoch not in self._kept:
+            self._kept.clear()
+            self._kept[epoch] = self.epoch_order(epoch)
+        order = self._kept[epoch]
+        turns = np.arange(first + self.rank, first + self.batch_size, self.world_size)
+        return Samples(order[turns % len(order)], [(self.seed, epoch, int(turn)) for turn in turns])
+
+    @functools.cached_property
+    def _kept(self) -> dict[int, np.ndarray]:
+        """The order of the epoch that was asked for last."""
+        return {}
+
     def epoch_order(self, epoch: int) -> np.ndarray:
         """int64 [samples]: positions in `rows` in the order in which the epoch visits them."""
         rng = np.random.default_rng([self.seed, epoch])
@@ -90,15 +118,6 @@ class ShuffledOrder:
         cells, quota = self._cells
         return np.concatenate([part for c in cells for part in [*[c] * (quota // len(c)), rng.choice(c, quota % len(c), replace=False)]])
 
-    def __iter__(self) -> Iterator[Samples]:
-        start = self.start
-        for epoch in range(self.epoch, self.epochs):
-            order = self.epoch_order(epoch)
-            for first in range(start, self.steps_per_epoch * self.batch_size, self.batch_size):
-                turns = np.arange(first + self.rank, first + self.batch_size, self.world_size)
-                yield Samples(order[turns % len(order)], [(self.seed, epoch, int(turn)) for turn in turns])
-            start = 0
-
 
 @dataclass(frozen=True)
 class FixedOrder:
@@ -109,6 +128,11 @@ class FixedOrder:
     rank: int = 0
     world_size: int = 1
 
-    def __iter__(self) -> Iterator[Samples]:
-        for first in range(self.rank * self.batch_size, self.rows, self.world_size * self.batch_size):
-            yield Samples(np.arange(first, min(first + self.batch_size, self.rows)), None)
+    def __len__(self) -> int:
+        return len(range(self.rank * self.batch_size, self.rows, self.world_size * self.batch_size))
+
+    def __getitem__(self, number: int) -> Samples:
+        if not 0 <= number < len(self):
+            raise IndexError(f"batch {number} of {len(self)}")
+        first = (self.rank + number * self.world_size) * self.batch_size
+        return Samples(np.arange(first, min(first + self.batch_size, self.rows)), None)

@@ -11,7 +11,7 @@ import dataclasses
 import math
 import platform
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
@@ -39,6 +39,7 @@ WARM_UP = 0.05  # share of the steps over which the learning rate rises from 0
 _KEEP = 2  # checkpoints: the newest may be the one that a crash of the machine damaged
 
 Report = Callable[[dict[str, Any]], None]
+Feed = Callable[[FaceDataset], Iterable[Batch]]
 
 
 @dataclass
@@ -60,12 +61,20 @@ class Position:
 
 
 def train_loop(
-    config: TrainConfig, plan: Plan, *, rank: int = 0, world_size: int = 1, device: torch.device | None = None, report: Report | None = None
+    config: TrainConfig,
+    plan: Plan,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | None = None,
+    report: Report | None = None,
+    feed: Feed | None = None,
 ) -> list[dict[str, Any]]:
     """Train, from the newest intact checkpoint in OUT if there is one, and return the metrics of each epoch.
 
     With world_size > 1 every process calls this with its rank, after torch.distributed was initialised. `report` is called on every rank
-    after each epoch. Only rank 0 writes and prints. `loader_workers` change nothing in the result, `world_size` nothing in the order.
+    after each epoch. `feed` makes the batches of training, in order, in place of a loader. Only rank 0 writes and prints. `loader_workers`
+    and `feed` change nothing in the result, `world_size` nothing in the order.
     UserError when the loss is no longer finite.
     """
     plan = on_this_node(plan, config)
@@ -76,7 +85,8 @@ def train_loop(
     )
     pin = run.device.type == "cuda"
     training = FaceDataset(plan.train, transforms.training(run.spec), order)
-    stream = iter(loader(training, workers=config.loader_workers, pin_memory=pin))  # of all epochs: workers read on during validation
+    made = feed(training) if feed else loader(training, workers=config.loader_workers, pin_memory=pin)
+    stream = iter(made)  # of all epochs: loader workers read on during validation
     fixed = FixedOrder(len(plan.validation), config.batch_size, rank, world_size)
     held_out = FaceDataset(plan.validation, transforms.evaluation(run.spec), fixed)
     validation = loader(held_out, workers=config.loader_workers, pin_memory=pin)

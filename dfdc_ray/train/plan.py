@@ -24,7 +24,7 @@ from dfdc_ray.shards.rows import RowTable, read_rows, split_mask
 from dfdc_ray.train import checkpoint
 
 # A run may go on with these changed; anything else would make it another run. `faces` may have moved: its data hash is compared.
-MAY_CHANGE = {"faces", "out", "workers", "gpu", "cpus_per_worker", "loader_workers", "checkpoint_minutes", "cache"}
+MAY_CHANGE = {"faces", "out", "workers", "gpu", "cpus_per_worker", "loader_workers", "ingest_actors", "checkpoint_minutes", "cache"}
 
 
 _WAYS: dict[Balance, str] = {
@@ -162,6 +162,10 @@ def _check_options(config: TrainConfig) -> None:
     if config.batch_size % config.workers:
         raise UserError(f"--batch-size {config.batch_size} (over all workers) does not divide by --workers {config.workers}.")
     check_folder(config.cache)
+    if config.ingest_actors < 0:
+        raise UserError(f"--ingest-actors {config.ingest_actors}: must not be negative.")
+    if config.ingest_actors and (config.loader_workers or config.cache):
+        raise UserError("--ingest-actors: they do what --loader-workers would, and on other nodes than --cache is on. Leave those out.")
 
 
 def _check_splits(config: TrainConfig, counts: dict[Split, Counts]) -> None:

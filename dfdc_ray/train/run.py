@@ -8,10 +8,14 @@ storage that all nodes see. Ray's own records of the run are in OUT/ray.
 
 import logging
 import os
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
+import numpy as np
 import ray
+import ray.data
 import ray.train
 import ray.train.torch
 import torch
@@ -29,12 +33,15 @@ from dfdc_ray.config import TrainConfig
 from dfdc_ray.console import console
 from dfdc_ray.errors import UserError
 from dfdc_ray.shards.cache import check_folder
+from dfdc_ray.shards.dataset import Batch, FaceDataset
+from dfdc_ray.shards.order import ShuffledOrder
 from dfdc_ray.train import checkpoint
 from dfdc_ray.train.loop import train_loop
 from dfdc_ray.train.network import tell_gloo
 from dfdc_ray.train.plan import checkpoints, describe, prepare
 
 CACHE_WAIT_S = 4 * 3600  # instead of torch's half hour
+_STEPS_IN_BLOCK = 8  # of the list of steps that Ray Data hands out
 MAX_FAILURES = 3  # worker groups lost to crashes before giving up; announced pre-emptions do not count
 
 
@@ -51,7 +58,7 @@ def train(config: TrainConfig) -> None:
         _summary(config)
         return
     connect()
-    require(cpus=config.workers * config.cpus_per_worker, gpus=config.workers if config.gpu else 0)
+    require(cpus=config.workers * (config.cpus_per_worker + config.ingest_actors), gpus=config.workers if config.gpu else 0)
     if not joined():
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # nobody pre-empts a private session
     trainer = _Trainer(
@@ -142,7 +149,50 @@ def _worker(settings: dict[str, Any]) -> None:
         world_size=context.get_world_size(),
         device=device,
         report=ray.train.report,
+        feed=partial(_ingest, actors=config.ingest_actors) if config.ingest_actors else None,
     )
+
+
+def _ingest(dataset: FaceDataset, *, actors: int) -> Iterator[Batch]:
+    """The dataset's batches in their order, made by Ray Data's actors. One pipeline an epoch: Ray Data plans all of its work at once."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    context.raise_original_map_exception = True
+    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that its bars are off
+    order = dataset.order
+    assert isinstance(order, ShuffledOrder)
+    shared, first = ray.put(dataset), 0
+    while first < len(order):
+        end = first + (len(order) - first - 1) % order.steps_per_epoch + 1  # of this epoch
+        blocks = -(-(end - first) // _STEPS_IN_BLOCK)
+        batches = ray.data.from_items([{"number": i} for i in range(first, end)], override_num_blocks=blocks).map_batches(
+            _Maker,
+            batch_size=1,
+            fn_constructor_args=(shared,),
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            num_cpus=1,
+        )
+        try:
+            for made in batches.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=2):
+                yield Batch(*(torch.from_numpy(made[name][0].copy()) for name in Batch._fields))
+        except ray.exceptions.RayTaskError as error:
+            raise error.cause if isinstance(error.cause, UserError) else error from error
+        first = end
+
+
+class _Maker:
+    """Makes batches of a dataset, by their number."""
+
+    def __init__(self, dataset: ray.ObjectRef) -> None:
+        torch.set_num_threads(1)
+        self.dataset: FaceDataset = ray.get(dataset)
+        self.pictures = self.dataset.pictures().__enter__()
+
+    def __call__(self, numbers: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        (number,) = numbers["number"].tolist()
+        batch = self.dataset.batch(self.pictures, number)
+        return {name: value.numpy()[None] for name, value in batch._asdict().items()}
 
 
 def _absolute(config: TrainConfig) -> TrainConfig:

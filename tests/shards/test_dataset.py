@@ -97,6 +97,11 @@ def test_order_depends_on_seed_and_epoch(rows: RowTable) -> None:
 def test_resumes_at_the_exact_sample(rows: RowTable) -> None:
     whole = list(ShuffledOrder(rows, 8, seed=0, epochs=3))
     rest = list(ShuffledOrder(rows, 8, seed=0, epochs=3, epoch=1, start=24))
+    by_number = ShuffledOrder(rows, 8, seed=0, epochs=3)
+    assert len(by_number) == len(whole)
+    for number in np.random.default_rng(0).permutation(len(whole)):  # in whatever order they are asked for
+        assert np.array_equal(by_number[number].positions, whole[number].positions)
+        assert by_number[number].seeds == whole[number].seeds
     assert [s.positions.tolist() for s in rest] == [s.positions.tolist() for s in whole[10 + 3 :]]
     assert [s.seeds for s in rest] == [s.seeds for s in whole[10 + 3 :]]
 

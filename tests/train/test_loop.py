@@ -171,6 +171,9 @@ def test_weights_of_an_earlier_training_bring_along_what_it_saw(config: TrainCon
         ({"epochs": 0}, "at least 1"),
         ({"image_size": 8}, "at least 32"),
         ({"weights": "absent.pth"}, "no such file"),
+        ({"ingest_actors": -1}, "must not be negative"),
+        ({"ingest_actors": 1, "loader_workers": 1}, "Leave those out"),
+        ({"ingest_actors": 1, "cache": "cache"}, "Leave those out"),
     ],
 )
 def test_what_must_be_put_right(config: TrainConfig, changes: dict, message: str) -> None:

@@ -59,6 +59,45 @@ def test_two_workers_then_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFi
     assert "nothing to do" in capsys.readouterr().out
 
 
+def test_ray_data_feeds_the_same_batches(tmp_path: Path) -> None:
+    """Two epochs through actors of Ray Data end with the very weights of two epochs in the training process."""
+    import torch
+
+    from dfdc_ray.train.loop import train_loop
+    from dfdc_ray.train.plan import prepare
+    from dfdc_ray.train.run import train
+
+    write_face_shards(tmp_path / "faces", families=5)
+    config = _config(tmp_path, epochs=2, ingest_actors=2)
+    train(config)
+    alone = _config(tmp_path, out=str(tmp_path / "alone"), epochs=2)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as the worker has
+    try:
+        history = train_loop(alone, prepare(alone))
+    finally:
+        torch.set_num_threads(threads)
+    fed, expected = checkpoint.load(f"{tmp_path}/out/best"), checkpoint.load(f"{tmp_path}/alone/best")
+    assert [e["train_loss"] for e in fed.config["history"]] == [e["train_loss"] for e in history]
+    assert all(torch.equal(fed.weights[name], expected.weights[name]) for name in expected.weights)
+
+
+def test_a_damaged_picture_that_ray_data_meets_is_named(tmp_path: Path) -> None:
+    import pyarrow.parquet as pq
+
+    from dfdc_ray.shards.manifest import read_manifest
+    from dfdc_ray.train.run import train
+
+    faces = write_face_shards(tmp_path / "faces", families=5)
+    for file in read_manifest(str(faces)).files:
+        pictures = [image["bytes"] for image in pq.read_table(file.uri)["image"].to_pylist()]
+        data = Path(file.uri).read_bytes()
+        at = data.index(pictures[0])
+        Path(file.uri).write_bytes(data[:at] + bytes(len(pictures[0])) + data[at + len(pictures[0]) :])
+    with pytest.raises(UserError, match="the image is damaged"):
+        train(_config(tmp_path, ingest_actors=1))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
