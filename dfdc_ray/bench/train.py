@@ -37,6 +37,7 @@ from dfdc_ray.shards.order import Samples, ShuffledOrder
 from dfdc_ray.shards.rows import RowTable, read_rows
 from dfdc_ray.train import transforms
 from dfdc_ray.train.loop import optimizer_of, step
+from dfdc_ray.train.memory import keep_freed_memory
 from dfdc_ray.train.validation import use_bf16
 
 _WARM_UP = 3  # steps of each run that are not counted
@@ -87,6 +88,7 @@ def train(config: BenchTrainConfig) -> None:
         raise UserError("--steps, --repeats and --batch-size: at least 1.")
     if config.gpu and not torch.cuda.is_available():
         raise UserError("--gpu: torch sees no CUDA device here.")
+    keep_freed_memory()
     device = torch.device("cuda" if config.gpu else "cpu")
     rows = read_rows(read_manifest(config.faces))
     rows = rows.take(~np.isnan(rows.labels))

@@ -33,6 +33,7 @@ from dfdc_ray.shards.cache import cached, check_folder
 from dfdc_ray.shards.manifest import Manifest, read_manifest
 from dfdc_ray.shards.rows import RowTable, read_rows
 from dfdc_ray.train.checkpoint import load_model
+from dfdc_ray.train.memory import keep_freed_memory
 
 _BATCH = 64
 
@@ -57,6 +58,7 @@ class _Faces:
 
 def evaluate(config: EvaluateConfig) -> None:
     """The command. Raises UserError for a checkpoint or faces folder that cannot be judged, and for groups seen in training."""
+    keep_freed_memory()
     scorer = load_scorer(config.checkpoint)
     manifest = read_manifest(config.faces)
     videos = split_videos(config.faces, scorer.config["split"], config.split)
@@ -79,6 +81,7 @@ def calibrate(config: CalibrateConfig) -> None:
 
     Of all rules of aggregation the one whose calibrated scores have the lowest log loss is kept.
     """
+    keep_freed_memory()
     scorer = Scorer(*load_model(config.checkpoint))  # without the calibration that it may have, which may be of other weights
     manifest = read_manifest(config.faces)
     videos = split_videos(config.faces, scorer.config["split"], "validation")

@@ -35,7 +35,7 @@ from dfdc_ray.errors import UserError
 from dfdc_ray.shards.cache import check_folder
 from dfdc_ray.shards.dataset import Batch, FaceDataset
 from dfdc_ray.shards.order import ShuffledOrder
-from dfdc_ray.train import checkpoint
+from dfdc_ray.train import checkpoint, memory
 from dfdc_ray.train.loop import train_loop
 from dfdc_ray.train.network import tell_gloo
 from dfdc_ray.train.plan import checkpoints, describe, prepare
@@ -73,6 +73,7 @@ def train(config: TrainConfig) -> None:
             name="ray",
             storage_path=config.out,
             logging_config=LoggingConfig(log_level="WARNING"),
+            worker_runtime_env={} if config.gpu else {"env_vars": memory.ENVIRONMENT},
         ),
         # Nodes fill their caches at different speeds, and the first to be done waits for the others in its first collective operation.
         torch_config=_TorchConfig(timeout_s=CACHE_WAIT_S) if config.cache else _TorchConfig(),
