@@ -163,7 +163,7 @@ class TrainConfig:
     loader_workers: int = 0
     """Processes per worker that decode and augment; 0 does it in the training process."""
     ingest_actors: int = 0
-    """Instead of them: Ray Data actors per worker, on whatever nodes have CPUs to spare, such as CPU nodes beside those with GPUs."""
+    """Instead of them, on a cluster: Ray Data actors per worker, on nodes with CPUs to spare, such as CPU nodes beside those with GPUs."""
     checkpoint_minutes: float = 15.0
     """A checkpoint is also written this often within an epoch."""
     cache: str | None = None

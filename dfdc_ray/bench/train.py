@@ -15,7 +15,7 @@ import json
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from datetime import date
 from typing import Any
@@ -88,7 +88,8 @@ def train(config: BenchTrainConfig) -> None:
         raise UserError("--steps, --repeats and --batch-size: at least 1.")
     if config.gpu and not torch.cuda.is_available():
         raise UserError("--gpu: torch sees no CUDA device here.")
-    keep_freed_memory()
+    if not config.gpu:
+        keep_freed_memory()
     device = torch.device("cuda" if config.gpu else "cpu")
     rows = read_rows(read_manifest(config.faces))
     rows = rows.take(~np.isnan(rows.labels))
@@ -103,9 +104,9 @@ def train(config: BenchTrainConfig) -> None:
             in_memory = _InMemory(from_shards)
             for row in found:
                 alone = row.way == "input"
-                with _threads(1 if alone else torch.get_num_threads()):
-                    batches = _batches(row.way, from_shards, in_memory, config)
-                    _run(row, batches, config, None if alone else _stepper(config, device), device)
+                take = None if alone else _stepper(config, device)
+                with _one_thread() if alone else nullcontext():
+                    _run(row, _batches(row.way, from_shards, in_memory, config), config, take, device)
                 progress.advance(detail=row.way)
     _write(config, found, device)
 
@@ -157,10 +158,10 @@ def _run(
 
 
 @contextmanager
-def _threads(count: int) -> Iterator[None]:
-    """Let torch compute with so many threads."""
+def _one_thread() -> Iterator[None]:
+    """Let torch compute with one thread."""
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(1)
     try:
         yield
     finally:

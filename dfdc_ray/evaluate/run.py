@@ -67,7 +67,13 @@ def evaluate(config: EvaluateConfig) -> None:
     warnings = warnings_of(config, scorer.faces_config, manifest, videos)
     if config.training_faces and config.split == "train":
         raise UserError("--training-faces: the split train is what was trained on. Look for near-duplicates of another --split in it.")
-    training = _training_faces(config.training_faces, scorer, cache=config.cache) if config.training_faces else None
+    training = None
+    if config.training_faces:
+        training, absent = _training_faces(config.training_faces, scorer, cache=config.cache)
+        if absent:
+            warnings += (
+                f"NEAR-DUPLICATES: {absent} of the groups that were trained on have no face in --training-faces and were not looked at.",
+            )
     storage.make_dirs(config.out)  # what cannot be written is said before the work, not after
     faces = _faces(manifest, videos, cache=config.cache)
     report = _report(config, scorer, manifest, videos, faces, training=training, warnings=warnings)
@@ -120,8 +126,11 @@ def _cached(rows: RowTable, cache: str | None) -> RowTable:
     return rows if folder is None else cached([rows], folder)[0]
 
 
-def _training_faces(uri: str, scorer: Scorer, *, cache: str | None) -> RowTable:
-    """The rows of the groups that were trained on, of the faces that the checkpoint was trained from."""
+def _training_faces(uri: str, scorer: Scorer, *, cache: str | None) -> tuple[RowTable, int]:
+    """The rows of the groups that were trained on, of the faces that the checkpoint was trained from; and how many groups have none.
+
+    An earlier training, whose weights this one began with, may have been from other faces.
+    """
     manifest = read_manifest(uri)
     if manifest.data_hash != scorer.config["data_hash"]:
         raise UserError(
@@ -130,7 +139,9 @@ def _training_faces(uri: str, scorer: Scorer, *, cache: str | None) -> RowTable:
         )
     rows = read_rows(manifest)
     groups = pa.array(scorer.config["train_groups"], pa.string())
-    return _cached(rows.take(pc.is_in(rows.table["group_id"].cast(pa.string()), value_set=groups).to_numpy(zero_copy_only=False)), cache)
+    rows = rows.take(pc.is_in(rows.table["group_id"].cast(pa.string()), value_set=groups).to_numpy(zero_copy_only=False))
+    absent = len(groups) - pc.count_distinct(rows.table["group_id"].cast(pa.string())).as_py()
+    return _cached(rows, cache), absent
 
 
 def _report(

@@ -1,6 +1,6 @@
 """Checkpoints: folders that are there whole or not at all, and say themselves whether they are intact.
 
-    model.safetensors   weights
+    model.safetensors   weights; in its header what they were trained on and chosen by, which so goes wherever the file goes
     config.json         everything needed to use the model and to judge it; SHA-256 of the other files
     state.pt            what resuming needs besides (absent from `best`): optimizer and sums, loaded as weights only
 
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 FORMAT = 1
+SEEN = ("train_groups", "validation_groups", "split")  # of config.json, what the weights' own header says too
+_HEADER, _MOST = "dfdc_ray", 100_000_000  # bytes: safetensors' own limit of a header
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,9 @@ def save(uri: str, *, weights: "dict[str, torch.Tensor]", config: dict[str, Any]
     """Write a checkpoint folder, replacing the one that is there."""
     from safetensors.torch import save as to_bytes
 
-    files = {"model.safetensors": to_bytes({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()})}
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}
+    seen = {name: config[name] for name in SEEN if name in config}
+    files = {"model.safetensors": to_bytes(tensors, {_HEADER: json.dumps(seen)})}
     if state is not None:
         files["state.pt"] = _torch_bytes(state)
     sums = {name: hashlib.sha256(data).hexdigest() for name, data in files.items()}
@@ -92,6 +96,22 @@ def load(uri: str, *, with_state: bool = False) -> Checkpoint:
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{uri}/config.json is damaged ({error!r}). Use another checkpoint, or train again.") from error
     return Checkpoint(uri, config, weights, state)
+
+
+def seen_by(uri: str) -> dict[str, Any]:
+    """What a file of weights says of itself, `SEEN`; empty if it is not of our training, or no safetensors file.
+
+    Format: 8 bytes with the length of a JSON header, little-endian, then the header (https://huggingface.co/docs/safetensors).
+    """
+    with storage.open_input(uri) as file:
+        size = int.from_bytes(file.read(8), "little")
+        if not uri.endswith(".safetensors") or size > _MOST:
+            return {}
+        try:
+            found: dict[str, Any] = json.loads(json.loads(file.read(size)).get("__metadata__", {}).get(_HEADER, "{}"))
+        except (ValueError, AttributeError, TypeError):
+            return {}  # loading the weights says what is wrong
+    return found
 
 
 def load_model(uri: str) -> "tuple[nn.Module, dict[str, Any]]":

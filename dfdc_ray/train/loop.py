@@ -39,7 +39,7 @@ WARM_UP = 0.05  # share of the steps over which the learning rate rises from 0
 _KEEP = 2  # checkpoints: the newest may be the one that a crash of the machine damaged
 
 Report = Callable[[dict[str, Any]], None]
-Feed = Callable[[FaceDataset], Iterable[Batch]]
+Feed = Callable[[FaceDataset, int], Iterable[Batch]]  # of so many steps an epoch
 
 
 @dataclass
@@ -73,7 +73,7 @@ def train_loop(
     """Train, from the newest intact checkpoint in OUT if there is one, and return the metrics of each epoch.
 
     With world_size > 1 every process calls this with its rank, after torch.distributed was initialised. `report` is called on every rank
-    after each epoch. `feed` makes the batches of training, in order, in place of a loader. Only rank 0 writes and prints. `loader_workers`
+    after each epoch. `feed` makes the batches of a dataset, in order, in place of a loader. Only rank 0 writes and prints. `loader_workers`
     and `feed` change nothing in the result, `world_size` nothing in the order.
     UserError when the loss is no longer finite.
     """
@@ -85,11 +85,13 @@ def train_loop(
     )
     pin = run.device.type == "cuda"
     training = FaceDataset(plan.train, transforms.training(run.spec), order)
-    made = feed(training) if feed else loader(training, workers=config.loader_workers, pin_memory=pin)
-    stream = iter(made)  # of all epochs: loader workers read on during validation
     fixed = FixedOrder(len(plan.validation), config.batch_size, rank, world_size)
     held_out = FaceDataset(plan.validation, transforms.evaluation(run.spec), fixed)
-    validation = loader(held_out, workers=config.loader_workers, pin_memory=pin)
+    made: list[Iterable[Batch]] = [
+        feed(dataset, steps) if feed else loader(dataset, workers=config.loader_workers, pin_memory=pin)
+        for dataset, steps in ((training, order.steps_per_epoch), (held_out, len(fixed)))
+    ]
+    stream, validation = iter(made[0]), made[1]  # loader workers read on into the next epoch during validation
 
     with Board(config.out if rank == 0 else None, at.step) as board:
         meter = Meter(config.epochs, order.steps_per_epoch * config.epochs, at.step)
@@ -209,6 +211,7 @@ class _Run:
             "objective": config.objective,
             "split": config.split,
             "train_groups": list(plan.train_groups),
+            "validation_groups": list(plan.validation_groups),
             "prior": plan.prior,
             "data_hash": plan.data_hash,
             "faces_config": plan.faces_config,

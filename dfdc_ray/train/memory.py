@@ -1,7 +1,7 @@
 """Memory that torch frees on a CPU and soon wants again: glibc is told to keep it.
 
 Every layer's output is a large block, which glibc takes from the system and gives back at once, and the system fills each page with zeros
-anew: at 224 pixels half of the time of training EfficientNet-Lite0 went into that (docs/benchmarks.md). Parameters: mallopt(3).
+anew: at 224 pixels up to 45 % of the time of training EfficientNet-Lite0 went into that (docs/benchmarks.md). Parameters: mallopt(3).
 """
 
 import ctypes
@@ -18,4 +18,4 @@ def keep_freed_memory() -> None:
     if platform.libc_ver()[0] == "glibc":
         libc = ctypes.CDLL(None)
         libc.mallopt(_M_MMAP_MAX, 0)
-        libc.mallopt(_M_TRIM_THRESHOLD, (1 << 31) - 1)  # an int
+        libc.mallopt(_M_TRIM_THRESHOLD, -1)  # never

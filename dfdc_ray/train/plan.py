@@ -60,6 +60,7 @@ class Plan:
     counts: dict[Split, Counts]
     drawn: dict[Balance, tuple[int, int]]
     train_groups: tuple[str, ...]
+    validation_groups: tuple[str, ...]
     data_hash: str
     faces_config: dict[str, Any]
     initial: dict[str, torch.Tensor] | None
@@ -100,6 +101,7 @@ def prepare(config: TrainConfig) -> Plan:
         counts=counts,
         drawn={way: ShuffledOrder(rows, config.batch_size, 0, 1, balance=way).drawn for way, rows in ways.items() if len(rows)},
         train_groups=tuple(sorted(groups["train"] | (set(saved.config["train_groups"]) if saved else _seen_before(config, groups)))),
+        validation_groups=tuple(sorted(groups["validation"])),
         data_hash=manifest.data_hash,
         faces_config=manifest.config,
         initial=None if saved else _initial_weights(config),
@@ -209,23 +211,32 @@ def _groups(rows: RowTable) -> set[str]:
 
 
 def _seen_before(config: TrainConfig, groups: dict[Split, set[str]]) -> set[str]:
-    """The groups that --weights was trained on, where it is the weights of one of our checkpoints.
+    """The groups that --weights was trained on, where it comes from a training of ours.
 
-    UserError if they are in validation or test here: what is measured on them would not be of unseen people.
+    UserError if one of them is in validation or test here, or one that it was chosen by in test: what is measured on them would not be of
+    unseen people.
     """
-    folder, _, name = storage.absolute(config.weights).rpartition("/")
-    if name != "model.safetensors" or not storage.exists(storage.join(folder, "config.json")):
+    if config.weights in ("imagenet", "none"):
         return set()
-    earlier = checkpoint.load(folder).config
-    seen = set(earlier["train_groups"])
-    for split in ("validation", "test"):
-        if again := sorted(seen & groups[split]):
+    try:
+        earlier = checkpoint.seen_by(config.weights)
+    except FileNotFoundError:
+        return set()  # _initial_weights says so
+    trained, chosen = set(earlier.get("train_groups", ())), set(earlier.get("validation_groups", ()))
+    for split, seen, how in (("validation", trained, "trained on"), ("test", trained, "trained on"), ("test", chosen, "chosen by")):
+        if again := sorted(seen & groups[split]):  # type: ignore[index]
             raise UserError(
-                f"--weights {config.weights} was trained on {len(again)} of the groups that --split {config.split} puts into {split}, "
+                f"--weights {config.weights} was {how} {len(again)} of the groups that --split {config.split} puts into {split}, "
                 f"such as {again[0]}: what is measured there would be worth nothing. Give the split of its training "
                 f"({earlier['split']}), or other weights."
             )
-    return seen
+    if trained and not trained & set().union(*groups.values()):
+        console.print(
+            f"[yellow]--weights {config.weights} was trained on groups of other names than these: whether they are other people cannot be "
+            "checked.[/]",
+            soft_wrap=True,
+        )
+    return trained
 
 
 def _initial_weights(config: TrainConfig) -> dict[str, torch.Tensor]:

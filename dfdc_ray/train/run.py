@@ -9,7 +9,7 @@ storage that all nodes see. Ray's own records of the run are in OUT/ray.
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -34,14 +34,12 @@ from dfdc_ray.console import console
 from dfdc_ray.errors import UserError
 from dfdc_ray.shards.cache import check_folder
 from dfdc_ray.shards.dataset import Batch, FaceDataset
-from dfdc_ray.shards.order import ShuffledOrder
 from dfdc_ray.train import checkpoint, memory
 from dfdc_ray.train.loop import train_loop
 from dfdc_ray.train.network import tell_gloo
 from dfdc_ray.train.plan import checkpoints, describe, prepare
 
 CACHE_WAIT_S = 4 * 3600  # instead of torch's half hour
-_STEPS_IN_BLOCK = 8  # of the list of steps that Ray Data hands out
 MAX_FAILURES = 3  # worker groups lost to crashes before giving up; announced pre-emptions do not count
 
 
@@ -73,7 +71,7 @@ def train(config: TrainConfig) -> None:
             name="ray",
             storage_path=config.out,
             logging_config=LoggingConfig(log_level="WARNING"),
-            worker_runtime_env={} if config.gpu else {"env_vars": memory.ENVIRONMENT},
+            worker_runtime_env={} if config.gpu else {"env_vars": memory.ENVIRONMENT},  # of the actors that a worker starts, too
         ),
         # Nodes fill their caches at different speeds, and the first to be done waits for the others in its first collective operation.
         torch_config=_TorchConfig(timeout_s=CACHE_WAIT_S) if config.cache else _TorchConfig(),
@@ -150,36 +148,43 @@ def _worker(settings: dict[str, Any]) -> None:
         world_size=context.get_world_size(),
         device=device,
         report=ray.train.report,
-        feed=partial(_ingest, actors=config.ingest_actors) if config.ingest_actors else None,
+        feed=partial(_Ingest, actors=config.ingest_actors) if config.ingest_actors else None,
     )
 
 
-def _ingest(dataset: FaceDataset, *, actors: int) -> Iterator[Batch]:
-    """The dataset's batches in their order, made by Ray Data's actors. One pipeline an epoch: Ray Data plans all of its work at once."""
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    context.execution_options.preserve_order = True
-    context.raise_original_map_exception = True
-    logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that its bars are off
-    order = dataset.order
-    assert isinstance(order, ShuffledOrder)
-    shared, first = ray.put(dataset), 0
-    while first < len(order):
-        end = first + (len(order) - first - 1) % order.steps_per_epoch + 1  # of this epoch
-        blocks = -(-(end - first) // _STEPS_IN_BLOCK)
-        batches = ray.data.from_items([{"number": i} for i in range(first, end)], override_num_blocks=blocks).map_batches(
-            _Maker,
-            batch_size=1,
-            fn_constructor_args=(shared,),
-            compute=ray.data.ActorPoolStrategy(size=actors),
-            num_cpus=1,
-        )
-        try:
-            for made in batches.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=2):
-                yield Batch(*(torch.from_numpy(made[name][0].copy()) for name in Batch._fields))
-        except ray.exceptions.RayTaskError as error:
-            raise error.cause if isinstance(error.cause, UserError) else error from error
-        first = end
+@dataclass(frozen=True)
+class _Ingest:
+    """A dataset's batches in their order, made by Ray Data's actors. One pipeline an epoch, after that of the one before."""
+
+    dataset: FaceDataset
+    steps_per_epoch: int
+    actors: int
+
+    def __iter__(self) -> Iterator[Batch]:
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.execution_options.preserve_order = True
+        context.raise_original_map_exception = True
+        logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it says at length what is raised anyway
+        shared, first, count = ray.put(self.dataset), 0, len(self.dataset.order)
+        while first < count:
+            end = first + (count - first - 1) % self.steps_per_epoch + 1  # of this epoch
+            numbers = [{"number": number} for number in range(first, end)]
+            batches = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
+                _Maker,
+                batch_size=1,
+                fn_constructor_args=(shared,),
+                compute=ray.data.ActorPoolStrategy(size=self.actors),
+                num_cpus=1,
+            )
+            try:
+                for made in batches.iter_batches(batch_size=1, batch_format="numpy", prefetch_batches=2):
+                    yield Batch(*(torch.from_numpy(made[name][0].copy()) for name in Batch._fields))
+            except ray.exceptions.RayTaskError as error:
+                if isinstance(error.cause, UserError):
+                    raise error.cause from error
+                raise
+            first = end
 
 
 class _Maker:

@@ -1,12 +1,12 @@
 """Metrics within training: on the core faces of the validation split, each counted once however many processes there are."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import distributed, nn
 from torch.nn import functional
-from torch.utils.data import DataLoader
 from torchmetrics.functional.classification import binary_auroc
 
 from dfdc_ray.shards.dataset import Batch
@@ -24,7 +24,7 @@ def use_bf16(device: torch.device) -> bool:
 
 @torch.inference_mode()
 def validate(
-    model: nn.Module, batches: DataLoader[Batch], rows: RowTable, *, device: torch.device, world_size: int
+    model: nn.Module, batches: Iterable[Batch], rows: RowTable, *, device: torch.device, world_size: int
 ) -> dict[str, float | None]:
     """`metrics` of all rows, of which this process predicts the ones in its batches. Every process gets the result."""
     model.eval()

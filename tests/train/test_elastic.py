@@ -1,7 +1,6 @@
 """A run whose number of processes changes in the midst of an epoch: what it learns is what one process would have."""
 
 import contextlib
-import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -41,7 +40,7 @@ class Stopped(Exception):
     pass
 
 
-def _process(rank: int, world_size: int, port: int, config: TrainConfig, steps: int | None) -> None:
+def _process(rank: int, world_size: int, meeting: str, config: TrainConfig, steps: int | None) -> None:
     """Train; after so many steps, if given, die between two of them."""
     real, done = loop.step, [0]
 
@@ -54,7 +53,7 @@ def _process(rank: int, world_size: int, port: int, config: TrainConfig, steps: 
         return real(*args, **options)
 
     if world_size > 1:
-        distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world_size)
+        distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world_size)
     stops = contextlib.suppress(Stopped)
     with mock.patch("dfdc_ray.models.resnet34.ResNet34", Plain), mock.patch.object(loop, "step", stepping), stops:
         loop.train_loop(config, prepare(config), rank=rank, world_size=world_size)
@@ -64,11 +63,9 @@ def _process(rank: int, world_size: int, port: int, config: TrainConfig, steps: 
 
 def _train(config: TrainConfig, workers: int, steps: int | None = None) -> None:
     if workers == 1:
-        _process(0, 1, 0, config, steps)
+        _process(0, 1, "", config, steps)
         return
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
-    multiprocessing.spawn(_process, (workers, port, config, steps), nprocs=workers)
+    multiprocessing.spawn(_process, (workers, f"file://{config.out}.meeting-{steps}", config, steps), nprocs=workers)
 
 
 def test_from_two_workers_to_one_and_back_within_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,8 @@
 """The loop in one process: it learns, resumes exactly, and says what must be put right."""
 
+import json
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import write_face_shards
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dfdc_ray.config import TrainConfig
@@ -142,15 +145,25 @@ def test_another_configuration_is_refused_by_name(config: TrainConfig, faces: st
     assert prepare(replace(config, epochs=1, workers=2, loader_workers=1, cpus_per_worker=2, checkpoint_minutes=1)).finished
 
 
-def test_weights_of_an_earlier_training_bring_along_what_it_saw(config: TrainConfig, tmp_path: Path) -> None:
-    """Trained on one split, then further on another: what either trained on must never be judged."""
+def test_weights_of_an_earlier_training_bring_along_what_it_saw(
+    config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Trained on one split, then further on another: what either trained on, or was chosen by, must never be judged."""
     earlier = replace(config, out=str(tmp_path / "earlier"), epochs=1)
     train_loop(earlier, prepare(earlier))
-    further = replace(config, weights=f"{earlier.out}/best/model.safetensors", epochs=1)
+    copy = shutil.copy(f"{earlier.out}/best/model.safetensors", tmp_path / "copy.safetensors")  # the file says it, wherever it is
+    further = replace(config, weights=str(copy), epochs=1)
     with pytest.raises(UserError, match=r"trained on 4 of the groups .* into test, such as toy/part-0.*\(parts:0-5/6-7/8-9\)"):
         prepare(replace(further, split="parts:4-7/8-9/0-3"))
     with pytest.raises(UserError, match=r"trained on 2 of the groups .* into validation"):
         prepare(replace(further, split="parts:6-9/4-5/0-3"))
+    with pytest.raises(UserError, match=r"chosen by 2 of the groups .* into test"):
+        prepare(replace(further, split="parts:0-5/8-9/6-7"))
+    assert "cannot be checked" not in capsys.readouterr().out
+    others = json.dumps({"train_groups": ["others/part-0"], "split": "hash:0"})
+    save_file(load_file(copy), tmp_path / "others.safetensors", {"dfdc_ray": others})
+    assert len(prepare(replace(further, weights=str(tmp_path / "others.safetensors"))).train_groups) == 7
+    assert "cannot be checked" in capsys.readouterr().out
 
     fewer = replace(further, groups=3)
     train_loop(fewer, prepare(fewer))
