@@ -1,5 +1,6 @@
 """A seekable file over a function that reads ranges, as S3 and windows on a zip are read."""
 
+import errno
 import io
 import os
 from collections.abc import Callable
@@ -57,7 +58,7 @@ class _Ranged(io.RawIOBase):
     def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
         position = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: self._size}[whence]
         if position < 0:
-            raise ValueError(f"seek to {position}")  # as io.BytesIO does
+            raise OSError(errno.EINVAL, f"seek to {position}")
         self._position = position
         return position
 

@@ -31,8 +31,9 @@ _SEPARATOR = re.compile(r"(?<=\.zip)!/", re.IGNORECASE)
 _UNSAFE = re.compile(r"^/|(^|/)\.\.(/|$)|(^|/)\.$|\\|\0|^[A-Za-z]:|\.zip!/", re.IGNORECASE)
 _ENCRYPTED = 0x1
 _File = TypeVar("_File", storage.Input, io.BytesIO)
-# What zipfile is known to raise on a damaged central directory.
-_DAMAGED = (zipfile.BadZipFile, struct.error, ValueError, EOFError, OverflowError, NotImplementedError)
+# What zipfile is known to raise on a damaged central directory. OSError: it seeks to before the file's beginning; trouble of the storage
+# itself is a StorageError, which is none.
+_DAMAGED = (zipfile.BadZipFile, struct.error, ValueError, EOFError, OverflowError, NotImplementedError, OSError)
 
 
 @dataclass(frozen=True)

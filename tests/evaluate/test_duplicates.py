@@ -28,7 +28,7 @@ def _bits(one: torch.Tensor, other: torch.Tensor) -> int:
     return int(np.bitwise_count(a ^ b)[0])
 
 
-@pytest.mark.parametrize("change", ["JPEG, quality 50", "half the size and back", "H.264, crf 32", "blur, sigma 2 pixels"])
+@pytest.mark.parametrize("change", ["JPEG, quality 50", "half the size and back", "blur, sigma 2 pixels"])
 def test_a_copy_in_another_quality_is_close(change: str) -> None:
     bits = [_bits(_picture(seed), CHANGES[change](_picture(seed))) for seed in range(10)]
     assert np.quantile(bits, 0.8) <= CLOSE

@@ -1,6 +1,7 @@
 """A run whose number of processes changes in the midst of an epoch: what it learns is what one process would have."""
 
 import contextlib
+import socket
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -65,7 +66,9 @@ def _train(config: TrainConfig, workers: int, steps: int | None = None) -> None:
     if workers == 1:
         _process(0, 1, "", config, steps)
         return
-    multiprocessing.spawn(_process, (workers, f"file://{config.out}.meeting-{steps}", config, steps), nprocs=workers)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        meeting = f"tcp://127.0.0.1:{server.getsockname()[1]}"
+    multiprocessing.spawn(_process, (workers, meeting, config, steps), nprocs=workers)
 
 
 def test_from_two_workers_to_one_and_back_within_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
