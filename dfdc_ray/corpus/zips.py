@@ -7,6 +7,7 @@ From S3 a member of ordinary size comes whole, in one request: FFmpeg reads a vi
 The format: PKWARE's APPNOTE.TXT, 4.3.7 (local file header); the central directory is read by Python's zipfile.
 """
 
+import errno
 import io
 import os
 import re
@@ -31,9 +32,8 @@ _SEPARATOR = re.compile(r"(?<=\.zip)!/", re.IGNORECASE)
 _UNSAFE = re.compile(r"^/|(^|/)\.\.(/|$)|(^|/)\.$|\\|\0|^[A-Za-z]:|\.zip!/", re.IGNORECASE)
 _ENCRYPTED = 0x1
 _File = TypeVar("_File", storage.Input, io.BytesIO)
-# What zipfile is known to raise on a damaged central directory. OSError: it seeks to before the file's beginning; trouble of the storage
-# itself is a StorageError, which is none.
-_DAMAGED = (zipfile.BadZipFile, struct.error, ValueError, EOFError, OverflowError, NotImplementedError, OSError)
+# What zipfile is known to raise on a damaged central directory.
+_DAMAGED = (zipfile.BadZipFile, struct.error, ValueError, EOFError, OverflowError, NotImplementedError)
 
 
 @dataclass(frozen=True)
@@ -174,7 +174,9 @@ def _read_directory(file: storage.Input, zip_uri: str) -> _Directory:
         archive = zipfile.ZipFile(file)
     except UnicodeDecodeError as error:
         raise _BadZip(f"{zip_uri}: the name {error.object!r} is not UTF-8. Make the zip again.") from error
-    except _DAMAGED as error:
+    except (*_DAMAGED, OSError) as error:
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # EINVAL: sent to before the file's beginning
+            raise
         raise _BadZip(f"{zip_uri} is damaged or not complete ({error}). Download or copy it again.") from error
     entries: dict[str, zipfile.ZipInfo] = {}
     for member in archive.infolist():
