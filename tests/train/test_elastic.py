@@ -92,14 +92,9 @@ def test_from_two_workers_to_one_and_back_within_an_epoch(tmp_path: Path, monkey
         assert found is not None
         at.append(found.config["step"])
     assert at == [2, 4, 12]
-    with mock.patch("dfdc_ray.models.resnet34.ResNet34", Plain):
-        rows = len(prepare(replace(whole, out=str(tmp_path / "new"))).train)
     seen = [int(line) for line in Path(f"{elastic.out}.seen").read_text().splitlines()]  # processes wait for each other at every step
     for epoch in (seen[:96], seen[96:]):
-        assert len(epoch) == 96 >= rows  # six whole batches: the last is filled up from the epoch's first samples
-        assert set(epoch) == set(range(rows))
-        assert max(epoch.count(position) for position in range(rows)) == (1 if rows == 96 else 2)
-        assert sum(epoch.count(position) == 2 for position in range(rows)) == 96 - rows
+        assert sorted(epoch) == list(range(96))  # six families of 16 faces: each once
 
     _train(whole, 1)
     expected = checkpoint.newest(checkpoints(whole))
