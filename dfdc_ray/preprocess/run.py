@@ -179,7 +179,9 @@ def stream(
     config: PreprocessConfig, settings: Settings, out: str, work: list[tuple[Unit, int]], *, worker: Worker, actors: int
 ) -> Iterator[dict[str, Any]]:
     """What the actors report of each unit (see ProcessUnit), as they get done. `work`: units with the generation to write."""
-    context = ray.data.DataContext.get_current()
+    items = [{"unit": unit.to_json(), "generation": generation} for unit, generation in work]
+    units = ray.data.from_items(items, override_num_blocks=len(items))
+    context = units.context  # a copy, for these data alone: training in the same process must not go on without a batch
     context.enable_progress_bars = False  # ours counts videos, theirs blocks
     logging.getLogger("ray.data").setLevel(logging.ERROR)  # it warns that its bars are off
     slowest = max(len(unit.videos) for unit, _ in work) * 4 * config.video_timeout_s  # every video and its storage stall, twice
@@ -187,8 +189,7 @@ def stream(
     streaming_executor_state.WAIT_FOR_TASK_COMPLETION_TIMEOUT_S = _POLL_S
     context.max_errored_blocks = -1  # a unit that Ray gives up is missed below, and the others go on
     custom: dict[str, Any] = {"resources": {config.resource: 1}} if config.resource else {}
-    items = [{"unit": unit.to_json(), "generation": generation} for unit, generation in work]
-    results = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
+    results = units.map_batches(
         ProcessUnit,
         fn_constructor_kwargs={"settings": settings, "out": out, "worker": worker},
         batch_size=1,

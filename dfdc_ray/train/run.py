@@ -161,16 +161,18 @@ class _Ingest:
     actors: int
 
     def __iter__(self) -> Iterator[Batch]:
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = False
-        context.execution_options.preserve_order = True
-        context.raise_original_map_exception = True
         logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # it says at length what is raised anyway
         shared, first, count = ray.put(self.dataset), 0, len(self.dataset.order)
         while first < count:
             end = first + (count - first - 1) % self.steps_per_epoch + 1  # of this epoch
             numbers = [{"number": number} for number in range(first, end)]
-            batches = ray.data.from_items(numbers, override_num_blocks=len(numbers)).map_batches(
+            ordered = ray.data.from_items(numbers, override_num_blocks=len(numbers))
+            context = ordered.context
+            context.enable_progress_bars = False
+            context.execution_options.preserve_order = True
+            context.raise_original_map_exception = True
+            context.max_errored_blocks = 0  # whatever the one who calls us has set: no batch may be left out
+            batches = ordered.map_batches(
                 _Maker,
                 batch_size=1,
                 fn_constructor_args=(shared,),

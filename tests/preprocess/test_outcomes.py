@@ -171,6 +171,15 @@ def test_a_run_stops_where_each_further_unit_would_wait_for_nothing(places, ends
     assert len(failures) == 40 - ends + sum(place is not None for place in places[:ends])
 
 
+def test_ray_data_elsewhere_in_the_process_keeps_its_settings(config):
+    """Such as that an error is raised, which a training that reads through Ray Data relies on."""
+    from ray.data import DataContext
+
+    before = vars(DataContext.get_current().copy())
+    preprocess(replace(config, max_error_share=0.25))
+    assert vars(DataContext.get_current()) == before
+
+
 def test_how_often_ray_data_looks_around_can_still_be_set():
     assert "timeout=WAIT_FOR_TASK_COMPLETION_TIMEOUT_S" in inspect.getsource(streaming_executor_state)
 

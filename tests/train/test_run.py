@@ -91,8 +91,10 @@ def _same(found: Iterable[Batch], expected: Iterable[Batch]) -> None:
         assert all((x == y).all() for x, y in zip(a, b, strict=True))
 
 
-def test_a_damaged_picture_that_ray_data_meets_is_named(tmp_path: Path) -> None:
+def test_a_damaged_picture_that_ray_data_meets_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the caller's own setting, which Ray Train hands to its workers, is to go on without what fails."""
     import pyarrow.parquet as pq
+    import ray.data
 
     from dfdc_ray.shards.manifest import read_manifest
     from dfdc_ray.train.run import train
@@ -103,6 +105,7 @@ def test_a_damaged_picture_that_ray_data_meets_is_named(tmp_path: Path) -> None:
         data = Path(file.uri).read_bytes()
         at = data.index(pictures[0])
         Path(file.uri).write_bytes(data[:at] + bytes(len(pictures[0])) + data[at + len(pictures[0]) :])
+    monkeypatch.setattr(ray.data.DataContext.get_current(), "max_errored_blocks", -1)
     with pytest.raises(UserError, match="the image is damaged"):
         train(_config(tmp_path, ingest_actors=1))
 
