@@ -4,8 +4,9 @@ import time
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 console = Console()
 errors = Console(stderr=True)
@@ -34,6 +35,14 @@ def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "".join("| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in line) + " |\n" for line in lines)
 
 
+class _Bar(Progress):
+    """With the details on a line of their own, so that there is room for the counts on a terminal of 80 columns."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        yield from (Text(f"  {detail}", no_wrap=True, overflow="ellipsis") for task in self.tasks if (detail := task.fields["detail"]))
+
+
 class Work:
     """Progress of a long piece of work: done of total, rate, details, time left.
 
@@ -46,12 +55,12 @@ class Work:
         self.done = 0
         self.detail = ""
         self._start = self._last_line = time.monotonic()
-        self._bar = Progress(
+        self._bar = _Bar(
             SpinnerColumn(),
             TextColumn("{task.description}"),
-            BarColumn(),
+            BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}  {task.fields[detail]}"),
+            TextColumn("{task.fields[rate]}"),
             TimeRemainingColumn(),
             console=to,
             disable=not to.is_terminal,
