@@ -7,7 +7,7 @@ import tyro
 
 SamplingMethod = Literal["spread", "centre", "per_second"]
 Balance = Literal["frames", "sample", "groups", "none"]
-Objective = Literal["bce", "l2"]
+Objective = Literal["bce", "l2", "triplet"]
 DetectorName = Literal["centerface", "ssd", "ssd-stock", "opencv"]
 
 
@@ -141,7 +141,8 @@ class TrainConfig:
     """imagenet (fetched by torchvision), none (from scratch), or a file or s3:// URI of a state dict (.safetensors or .pth), such as an
     earlier training's best/model.safetensors."""
     objective: Objective = "bce"
-    """bce: binary cross-entropy; l2: squared error on the sigmoid's output, as in the founding report."""
+    """bce: binary cross-entropy; l2: squared error on the sigmoid's output, as in the founding report; triplet: features
+    whose distances tell the classes apart, with a linear layer on them (Bonettini et al. 2020)."""
     balance: Balance = "frames"
     """frames: use the extra frames of real videos; sample: draw both classes equally often; groups: also every group; none: core frames."""
     groups: int | None = None

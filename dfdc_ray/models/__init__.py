@@ -1,10 +1,11 @@
 """The registry of models, and where their first weights come from.
 
 Every model takes float32 [N,3,S,S] and returns logits [N]; sigmoid(logit) is the probability of fake. Its class says where its ImageNet
-weights come from (IMAGENET), what their input looks like (CHANNELS: mean and standard deviation of R, G and B in 0..1), and the prefix of
-the parameters that depend on the task (HEAD).
+weights come from (IMAGENET; None: there are none), what its input looks like (CHANNELS: mean and standard deviation of R, G and B in 0..1;
+SIDE: the only S it takes, or None), and the prefixes of the parameters that depend on the task (HEAD).
 """
 
+import importlib
 import pickle
 import socket
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,15 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-NAMES = ("resnet34", "efficientnet_lite0")
+_CLASSES = {
+    "resnet34": "resnet34.ResNet34",
+    "efficientnet_lite0": "efficientnet_lite0.EfficientNetLite0",
+    "meso4": "mesonet.Meso4",
+    "mesoinception4": "mesonet.MesoInception4",
+    "efficientnet_b4": "efficientnet_b4.EfficientNetB4",
+    "efficientnet_b4_attention": "efficientnet_b4.EfficientNetB4Attention",
+}
+NAMES = tuple(_CLASSES)
 
 _DOWNLOAD_TIMEOUT_S = 30.0  # without an answer; torch.hub itself would wait for ever
 
@@ -35,16 +44,18 @@ def channels(name: str) -> tuple[Sequence[float], Sequence[float]]:
     return found
 
 
+def check_side(name: str, side: int) -> None:
+    """UserError if the model does not take pictures of so many pixels a side."""
+    only = _class(name).SIDE
+    if side != (only or side):
+        raise UserError(f"--model {name} takes pictures of {only} pixels a side alone: give --image-size {only}.")
+
+
 def _class(name: str) -> Any:
-    if name == "resnet34":
-        from dfdc_ray.models.resnet34 import ResNet34
-
-        return ResNet34
-    if name == "efficientnet_lite0":
-        from dfdc_ray.models.efficientnet_lite0 import EfficientNetLite0
-
-        return EfficientNetLite0
-    raise UserError(f"--model {name}: there is no such model. Known: {', '.join(NAMES)}.")
+    if name not in _CLASSES:
+        raise UserError(f"--model {name}: there is no such model. Known: {', '.join(NAMES)}.")
+    module, found = _CLASSES[name].split(".")
+    return getattr(importlib.import_module(f"dfdc_ray.models.{module}"), found)
 
 
 def load_weights(model: "nn.Module", weights: str) -> None:
@@ -55,7 +66,7 @@ def load_weights(model: "nn.Module", weights: str) -> None:
     if weights == "none":
         return
     state = _imagenet(model) if weights == "imagenet" else _read(weights)
-    head = str(model.HEAD)
+    head: str | tuple[str, ...] = model.HEAD  # type: ignore[assignment]
     own = model.state_dict()
     state = {k: v for k, v in state.items() if not (k.startswith(head) and (k not in own or own[k].shape != v.shape))}
     others = [k for k, v in state.items() if k in own and own[k].shape != v.shape]
@@ -77,6 +88,8 @@ def _imagenet(model: "nn.Module") -> "Mapping[str, torch.Tensor]":
     from torchvision.models import WeightsEnum
 
     source: Any = model.IMAGENET
+    if source is None:
+        raise UserError(f"There are no ImageNet weights of {type(model).__name__}: give --weights none, or a file of weights.")
     if not isinstance(source, WeightsEnum):
         packaged: Mapping[str, torch.Tensor] = source()
         return packaged

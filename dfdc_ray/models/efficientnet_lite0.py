@@ -35,6 +35,7 @@ class EfficientNetLite0(nn.Module):
     IMAGENET = staticmethod(_packaged)
     HEAD = "body.classifier."
     CHANNELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    SIDE = None
 
     def __init__(self) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ class ResNet34(ResNet):
     IMAGENET = ResNet34_Weights.IMAGENET1K_V1
     HEAD = "fc."
     CHANNELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    SIDE = None
 
     def __init__(self) -> None:
         # Blocks begin as identities, which speeds up training from scratch (Goyal et al. 2017, https://arxiv.org/abs/1706.02677, 5.1).

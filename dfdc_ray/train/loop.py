@@ -29,7 +29,7 @@ from dfdc_ray.models import create_model
 from dfdc_ray.shards.dataset import Batch, FaceDataset, loader
 from dfdc_ray.shards.order import FixedOrder, ShuffledOrder
 from dfdc_ray.train import checkpoint, transforms
-from dfdc_ray.train.objectives import OBJECTIVES
+from dfdc_ray.train.objectives import OBJECTIVES, for_training
 from dfdc_ray.train.plan import Plan, checkpoints, on_this_node
 from dfdc_ray.train.progress import Board, Meter
 from dfdc_ray.train.validation import METRICS, use_bf16, validate
@@ -152,8 +152,8 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, *, ob
     """One step of the optimizer; the loss of this process's share of the batch."""
     images = batch.images.to(device, memory_format=torch.channels_last, non_blocking=True)
     with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(device)):
-        logits = model(images)
-    loss = OBJECTIVES[objective](logits.float(), batch.labels.to(device, non_blocking=True))
+        outputs = model(images)
+    loss = OBJECTIVES[objective](outputs, batch.labels.to(device, non_blocking=True))
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
     optimizer.step()
@@ -254,7 +254,9 @@ def _start(config: TrainConfig, plan: Plan, *, rank: int, world_size: int, devic
         assert saved.state is not None
         optimizer.load_state_dict(saved.state["optimizer"])
         at = Position(saved.config["epoch"], saved.state["samples"], saved.config["step"], saved.state["loss_sum"], saved.config["history"])
-    ddp = DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None) if world_size > 1 else model
+    ddp: nn.Module = for_training(model, config.objective)
+    if world_size > 1:
+        ddp = DistributedDataParallel(ddp, device_ids=[device] if device.type == "cuda" else None)
     return _Run(config, plan, transforms.recipe(config.image_size, config.model), model, ddp, optimizer, at, rank, device)
 
 

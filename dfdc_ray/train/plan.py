@@ -16,7 +16,7 @@ from dfdc_ray.config import Balance, TrainConfig
 from dfdc_ray.console import console
 from dfdc_ray.corpus.splits import SPLITS, Split
 from dfdc_ray.errors import UserError
-from dfdc_ray.models import create_model, load_weights
+from dfdc_ray.models import check_side, create_model, load_weights
 from dfdc_ray.shards.cache import cached, check_folder
 from dfdc_ray.shards.manifest import read_manifest
 from dfdc_ray.shards.order import ShuffledOrder
@@ -161,6 +161,7 @@ def _check_options(config: TrainConfig) -> None:
         raise UserError("--loader-workers must not be negative, --learning-rate and --checkpoint-minutes must be positive.")
     if config.image_size < 32:
         raise UserError(f"--image-size {config.image_size}: at least 32, since the networks halve it five times.")
+    check_side(config.model, config.image_size)
     if config.batch_size % config.workers:
         raise UserError(f"--batch-size {config.batch_size} (over all workers) does not divide by --workers {config.workers}.")
     check_folder(config.cache)

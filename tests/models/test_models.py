@@ -12,14 +12,15 @@ from skimage.data import chelsea
 from torchvision.transforms.v2 import functional
 
 from dfdc_ray.errors import UserError
-from dfdc_ray.models import NAMES, create_model, load_weights
+from dfdc_ray.models import NAMES, check_side, create_model, load_weights
 from dfdc_ray.models.efficientnet_lite0 import EfficientNetLite0
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_logits(name: str) -> None:
     model = create_model(name).eval()
-    logits = model(torch.rand(2, 3, 64, 64))
+    side = 256 if name.startswith("meso") else 64
+    logits = model(torch.rand(2, 3, side, side))
     assert logits.shape == (2,)
     assert logits.dtype == torch.float32
 
@@ -34,6 +35,56 @@ def test_a_fresh_head_says_nothing_yet() -> None:
         logits = model(torch.stack([picture, picture.flip(2), -picture, torch.zeros_like(picture)]))
     loss = torch.nn.functional.binary_cross_entropy_with_logits(logits, torch.tensor([0.0, 1.0, 0.0, 1.0]))
     assert 0.6 < loss < 0.8
+
+
+@pytest.mark.parametrize(
+    ("name", "published"),
+    [
+        ("resnet34", 21_284_672 + 513),  # torchvision's without its 1000 outputs, and one
+        ("meso4", 27_977),
+        ("mesoinception4", 28_615),
+        ("efficientnet_b4", 17_548_616 + 1793),
+        ("efficientnet_b4_attention", 17_548_616 + 1793 + 57),
+        ("efficientnet_lite0", 4_652_008 - 1_281_000 + 1281),
+    ],
+)
+def test_parameters(name: str, published: int) -> None:
+    assert sum(p.numel() for p in create_model(name).parameters()) == published
+
+
+def test_mesonet_takes_one_size() -> None:
+    with pytest.raises(UserError, match="--image-size 256"):
+        check_side("meso4", 224)
+    check_side("meso4", 256)
+    check_side("resnet34", 97)
+    with pytest.raises(UserError, match="no ImageNet weights of Meso4: give --weights none"):
+        load_weights(create_model("meso4"), "imagenet")
+
+
+@pytest.mark.parametrize(("name", "channels"), [("meso4", (8, 8, 16, 16)), ("mesoinception4", (11, 12, 16, 16))])
+def test_maps_of_mesonet(name: str, channels: tuple[int, ...]) -> None:
+    """Figures 4 and 6 of the paper: four poolings, to 128, 64, 32 and 8 a side."""
+    maps: list[tuple[int, ...]] = []
+    model = create_model(name).eval()
+    for layer in model.get_submodule("features").children():
+        if isinstance(layer, torch.nn.MaxPool2d):
+            layer.register_forward_hook(lambda _, __, out: maps.append(tuple(out.shape[1:])))
+    model(torch.rand(1, 3, 256, 256))
+    assert maps == [(c, s, s) for c, s in zip(channels, (128, 64, 32, 8), strict=True)]
+
+
+def test_attention_that_is_one_everywhere_changes_nothing(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    plain, attentive = create_model("efficientnet_b4").eval(), create_model("efficientnet_b4_attention").eval()
+    save_file(plain.state_dict(), tmp_path / "b4.safetensors")
+    load_weights(attentive, str(tmp_path / "b4.safetensors"))
+    x = torch.rand(1, 3, 224, 224)
+    attentive.attention.bias.data.fill_(100.0)
+    with torch.inference_mode():
+        assert attentive.attend(x).shape == (1, 28, 28)
+        assert torch.equal(attentive(x), plain(x))
+        attentive.attention.bias.data.zero_()
+        assert not torch.equal(attentive(x), plain(x))
 
 
 def test_unknown_model() -> None:

@@ -29,6 +29,7 @@ class Tiny(nn.Module):
 
     HEAD = "fc."
     CHANNELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    SIDE = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -104,7 +105,10 @@ def test_learns_what_can_be_learnt(config: TrainConfig, capsys: pytest.CaptureFi
     assert prepare(config).finished
 
 
-@pytest.mark.parametrize(("kill_at", "changes"), [(6, {}), (9, {"objective": "l2", "balance": "sample"}), (8, {"balance": "groups"})])
+@pytest.mark.parametrize(
+    ("kill_at", "changes"),
+    [(6, {}), (9, {"objective": "l2", "balance": "sample"}), (8, {"balance": "groups"}), (7, {"objective": "triplet"})],
+)
 def test_resumes_exactly(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kill_at: int, changes: dict) -> None:
     """Killed at the start or in the middle of the second epoch (6 steps each), then run again: the same weights as without."""
     config = replace(config, epochs=2, **changes)

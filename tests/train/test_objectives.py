@@ -4,9 +4,11 @@ import math
 
 import pytest
 import torch
+from torch import nn
 
+from dfdc_ray.models import NAMES, create_model
 from dfdc_ray.train.loop import schedule
-from dfdc_ray.train.objectives import bce, l2
+from dfdc_ray.train.objectives import Siamese, bce, for_training, l2, triplet
 
 LOGITS = torch.tensor([0.0, math.log(3)])  # probabilities 1/2 and 3/4
 TARGETS = torch.tensor([1.0, 0.0])
@@ -26,3 +28,59 @@ def test_schedule_rises_then_falls_to_nothing() -> None:
     assert factors == [*sorted(factors[:5]), *sorted(factors[5:], reverse=True)]
     assert schedule(5 + 95 // 2, 100) == pytest.approx(0.5, abs=0.01)
     assert schedule(100, 100) == pytest.approx(0, abs=1e-9)
+
+
+class Plane(nn.Module):
+    """Features of two numbers, and a last layer."""
+
+    HEAD = ("last.", "none.")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features, self.last = nn.Linear(2, 2, bias=False), nn.Linear(2, 1)
+        with torch.no_grad():
+            self.features.weight.copy_(torch.eye(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.last(self.features(x))
+        return logits[:, 0]
+
+
+def test_triplets() -> None:
+    """Two reals a distance of 1 apart, one fake 3 and 4 from them: each anchor's loss is known, whatever is drawn."""
+    points, targets = torch.tensor([[0.0, 0.0], [1.0, 0.0], [4.0, 0.0]]), torch.tensor([0.0, 0.0, 1.0])
+    siamese = Siamese(Plane())
+    logits, features = siamese(points)
+    assert torch.equal(features, points)
+    assert triplet((logits, features), targets).item() == pytest.approx(
+        bce(logits, targets).item(), abs=1e-5
+    )  # 1 - 4 + 1 and 1 - 3 + 1 < 0
+    near = (logits, features * 0.25)  # distances 0.25, and 1 and 0.75: losses 0.25 and 0.5
+    assert triplet(near, targets).item() == pytest.approx(bce(logits, targets).item() + 0.375, abs=1e-5)
+
+
+def test_each_loss_of_triplets_trains_its_own_part() -> None:
+    points, targets = torch.tensor([[0.0, 0.0], [0.1, 0.0], [0.2, 0.0]]), torch.tensor([0.0, 0.0, 1.0])
+    siamese = Siamese(Plane())
+    bce(siamese(points)[0], targets).backward()
+    assert siamese.model.features.weight.grad is None
+    assert siamese.model.last.weight.grad.abs().sum() > 0
+    siamese.zero_grad(set_to_none=True)
+    (triplet(siamese(points), targets) - bce(siamese(points)[0], targets)).backward()
+    assert siamese.model.features.weight.grad.abs().sum() > 0
+    assert siamese.model.last.weight.grad.abs().sum() == 0
+
+
+def test_a_batch_of_one_class_has_no_triplets() -> None:
+    siamese = Siamese(Plane())
+    outputs = siamese(torch.rand(3, 2))
+    assert triplet(outputs, torch.ones(3)).item() == pytest.approx(bce(outputs[0], torch.ones(3)).item())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_model_has_features_for_triplets(name: str) -> None:
+    model = create_model(name)
+    side = 256 if name.startswith("meso") else 64
+    logits, features = for_training(model, "triplet")(torch.rand(2, 3, side, side))
+    assert logits.shape == (2,)
+    assert features.shape == (2, {"resnet34": 512, "efficientnet_lite0": 1280, "meso4": 16, "mesoinception4": 16}.get(name, 1792))

@@ -1,0 +1,48 @@
+"""EfficientNetB4 (Tan and Le 2019, https://arxiv.org/abs/1905.11946) from torchvision with one output, and the same with the attention of
+Bonettini et al. 2020 (https://arxiv.org/abs/2004.07676), whose ensemble is of these two.
+"""
+
+import torch
+from torch import nn
+from torchvision.models import EfficientNet_B4_Weights, efficientnet_b4
+
+_ATTENDED = 4  # of torchvision's stages, the stem included: 56 channels at an eighth of the input's side, as in the paper's figure 2
+
+
+class EfficientNetB4(nn.Module):
+    """float32 [N,3,S,S] -> logits [N]. Parameters keep torchvision's names, so that its weights load as they are."""
+
+    IMAGENET = EfficientNet_B4_Weights.IMAGENET1K_V1
+    HEAD: str | tuple[str, ...] = "classifier."
+    CHANNELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+    SIDE = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        network = efficientnet_b4(num_classes=1)
+        self.features, self.avgpool, self.classifier = network.features, network.avgpool, network.classifier
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.classifier(self.avgpool(self.features(x)).flatten(1))
+        return logits[:, 0]
+
+
+class EfficientNetB4Attention(EfficientNetB4):
+    """With a map, 0..1, of where to look, by a 1x1 convolution of the features of the third group of blocks, which it multiplies."""
+
+    HEAD = ("classifier.", "attention.")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention = nn.Conv2d(56, 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        early, late = self.features[:_ATTENDED], self.features[_ATTENDED:]
+        features = early(x)
+        features = features * torch.sigmoid(self.attention(features))
+        logits: torch.Tensor = self.classifier(self.avgpool(late(features)).flatten(1))
+        return logits[:, 0]
+
+    def attend(self, x: torch.Tensor) -> torch.Tensor:
+        """The map for each picture: float32 [N,3,S,S] -> [N,S/8,S/8], 0..1."""
+        return torch.sigmoid(self.attention(self.features[:_ATTENDED](x)))[:, 0]
