@@ -6,8 +6,6 @@ Batch normalisation and dropout are set as in their Keras code. Their loss is th
 import torch
 from torch import nn
 
-_BATCH_NORM = {"eps": 1e-3, "momentum": 0.01}  # Keras' defaults; its momentum of 0.99 is torch's 0.01
-
 
 class _MesoNet(nn.Module):
     """float32 [N,3,256,256] -> logits [N]. The features of the last two layers are the same in both networks; the first two differ."""
@@ -21,16 +19,16 @@ class _MesoNet(nn.Module):
         super().__init__()
         self.features = nn.Sequential(
             first,
-            nn.BatchNorm2d(channels[0], **_BATCH_NORM),
+            _norm(channels[0]),
             nn.MaxPool2d(2),
             second,
-            nn.BatchNorm2d(channels[1], **_BATCH_NORM),
+            _norm(channels[1]),
             nn.MaxPool2d(2),
             _conv(channels[1], 16, 5),
-            nn.BatchNorm2d(16, **_BATCH_NORM),
+            _norm(16),
             nn.MaxPool2d(2),
             _conv(16, 16, 5),
-            nn.BatchNorm2d(16, **_BATCH_NORM),
+            _norm(16),
             nn.MaxPool2d(4),
             nn.Flatten(),
             nn.Dropout(0.5),
@@ -77,3 +75,7 @@ class _Inception(nn.Module):
 
 def _conv(channels: int, out: int, size: int, *, dilation: int = 1) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(channels, out, size, padding="same", dilation=dilation), nn.ReLU())
+
+
+def _norm(channels: int) -> nn.BatchNorm2d:
+    return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)  # Keras' defaults: its momentum of 0.99 is torch's 0.01
