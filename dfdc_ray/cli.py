@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "coverage": (config.CoverageConfig, "dfdc_ray.preprocess.coverage:coverage"),
     "pack": (config.PackConfig, "dfdc_ray.shards.run:pack"),
     "train": (config.TrainConfig, "dfdc_ray.train.run:train"),
+    "combine": (config.CombineConfig, "dfdc_ray.evaluate.combine:combine"),
     "calibrate": (config.CalibrateConfig, "dfdc_ray.evaluate.run:calibrate"),
     "evaluate": (config.EvaluateConfig, "dfdc_ray.evaluate.run:evaluate"),
     "predict": (config.PredictConfig, "dfdc_ray.serve.score:predict"),

@@ -177,8 +177,8 @@ class EvaluateConfig:
 
     faces: str
     """Output of preprocess or pack: folder or s3:// prefix."""
-    checkpoint: str
-    """Checkpoint folder (the train output's `best`), local or s3://."""
+    checkpoint: tyro.conf.UseAppendAction[tuple[str, ...]]
+    """Checkpoint folder (the train output's `best`), local or s3://; of several (--checkpoint A --checkpoint B) the mean of logits."""
     out: str
     """Folder for report.json, report.md and the pictures."""
     split: Literal["train", "validation", "test"] = "test"
@@ -205,13 +205,27 @@ class CalibrateConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CombineConfig:
+    """Make one checkpoint of several: the mean of their logits, or a logistic combination fitted on validation."""
+
+    checkpoint: tyro.conf.UseAppendAction[tuple[str, ...]]
+    """Checkpoint folder, local or s3://; given several times."""
+    out: str
+    """Checkpoint folder to write."""
+    by: Literal["mean", "logistic"] = "mean"
+    """mean: of the logits; logistic: weights and bias that suit the validation videos best (evaluate/combine.py has the rule)."""
+    faces: str | None = None
+    """For logistic: output of preprocess or pack that they were trained from."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PredictConfig:
     """Score video files: how likely each is a fake, with the evidence by frame and by face."""
 
     videos: tyro.conf.Positional[tuple[str, ...]]
     """Video files, or s3:// URIs."""
-    checkpoint: str
-    """Checkpoint folder (the train output's `best`), local or s3://."""
+    checkpoint: tyro.conf.UseAppendAction[tuple[str, ...]]
+    """Checkpoint folder (the train output's `best`), local or s3://; of several (--checkpoint A --checkpoint B) the mean of logits."""
     frames: int = 32
     """Frames per video, evenly spread."""
     json: bool = False

@@ -29,7 +29,7 @@ def demo(config: DemoConfig) -> None:
     unseen = corpus / "test_videos"
 
     def unseen_video() -> None:
-        predict(PredictConfig(videos=(str(sorted(unseen.glob("*.mp4"))[0]),), checkpoint=best, frames=16))
+        predict(PredictConfig(videos=(str(sorted(unseen.glob("*.mp4"))[0]),), checkpoint=(best,), frames=16))
 
     steps: list[tuple[str, Callable[[], None]]] = [
         ("generate a corpus", lambda: demo_corpus(DemoCorpusConfig(out=str(corpus), families=FAMILIES))),
@@ -54,7 +54,7 @@ def demo(config: DemoConfig) -> None:
                 )
             ),
         ),
-        ("evaluate", lambda: evaluate(EvaluateConfig(faces=str(faces), checkpoint=best, out=str(report)))),
+        ("evaluate", lambda: evaluate(EvaluateConfig(faces=str(faces), checkpoint=(best,), out=str(report)))),
         ("score an unseen video", unseen_video),
     ]
     times = Table(title="demo")

@@ -10,6 +10,7 @@ from dfdc_ray import __version__
 from dfdc_ray.config import EvaluateConfig
 from dfdc_ray.corpus import splits
 from dfdc_ray.evaluate.aggregate import describe
+from dfdc_ray.evaluate.members import FREE
 from dfdc_ray.evaluate.metrics import LOG_LOSS_EPS, THRESHOLD
 from dfdc_ray.evaluate.report import JudgedVideo
 from dfdc_ray.evaluate.scorer import Scorer
@@ -17,7 +18,6 @@ from dfdc_ray.evaluate.videos import SplitVideos
 from dfdc_ray.shards.manifest import Manifest
 
 GENERATED = "drawn_"  # how the methods of the generated corpus begin
-_FREE = ("sampling", "frames", "real_multiplier")  # of the faces' configuration, what may differ from training without changing a face
 
 
 def warnings_of(config: EvaluateConfig, trained: Mapping[str, Any], manifest: Manifest, videos: SplitVideos) -> tuple[str, ...]:
@@ -32,7 +32,7 @@ def warnings_of(config: EvaluateConfig, trained: Mapping[str, Any], manifest: Ma
     differing = [
         f"{name} {trained.get(name)} in training, {manifest.config.get(name)} here"
         for name in sorted(trained.keys() | manifest.config.keys())
-        if name not in _FREE and trained.get(name) != manifest.config.get(name)
+        if name not in FREE and trained.get(name) != manifest.config.get(name)
     ]
     if differing:
         found.append(f"These faces were made in another way than those of training: {'; '.join(differing)}.")
@@ -45,7 +45,7 @@ def protocol(
     """What the numbers were taken on, and how: plain JSON values, in the order in which a reader wants them."""
     checkpoint, faces = scorer.config, manifest.config
     return {
-        "checkpoint": config.checkpoint,
+        "checkpoint": ", ".join(config.checkpoint),
         "checkpoint_rule": checkpoint["selection"],
         "checkpoint_epoch": checkpoint["epoch"],
         "model": checkpoint["model"],

@@ -32,14 +32,13 @@ from dfdc_ray.evaluate.videos import SplitVideos, refuse_trained_on, split_video
 from dfdc_ray.shards.cache import cached, check_folder
 from dfdc_ray.shards.manifest import Manifest, read_manifest
 from dfdc_ray.shards.rows import RowTable, read_rows
-from dfdc_ray.train.checkpoint import load_model
 from dfdc_ray.train.memory import keep_freed_memory
 
 _BATCH = 64
 
 
 @dataclass(frozen=True)
-class _Faces:
+class Faces:
     """The core faces of the split's videos; sampled: frames by video_id."""
 
     rows: RowTable
@@ -59,11 +58,13 @@ class _Faces:
 def evaluate(config: EvaluateConfig) -> None:
     """The command. Raises UserError for a checkpoint or faces folder that cannot be judged, and for groups seen in training."""
     keep_freed_memory()
-    scorer = load_scorer(config.checkpoint)
+    scorer = load_scorer(*config.checkpoint)
     manifest = read_manifest(config.faces)
     videos = split_videos(config.faces, scorer.config["split"], config.split)
     if config.split != "train":
-        refuse_trained_on(videos.groups, scorer.config, what=f"the {config.split} split of {config.faces}", uri=config.checkpoint)
+        refuse_trained_on(
+            videos.groups, scorer.config, what=f"the {config.split} split of {config.faces}", uri=", ".join(config.checkpoint)
+        )
     warnings = warnings_of(config, scorer.faces_config, manifest, videos)
     if config.training_faces and config.split == "train":
         raise UserError("--training-faces: the split train is what was trained on. Look for near-duplicates of another --split in it.")
@@ -75,7 +76,7 @@ def evaluate(config: EvaluateConfig) -> None:
                 f"NEAR-DUPLICATES: {absent} of the groups that were trained on have no face in --training-faces and were not looked at.",
             )
     storage.make_dirs(config.out)  # what cannot be written is said before the work, not after
-    faces = _faces(manifest, videos, cache=config.cache)
+    faces = faces_of(manifest, videos, cache=config.cache)
     report = _report(config, scorer, manifest, videos, faces, training=training, warnings=warnings)
     tables.show(report, console)
     files.write(report, config.out)
@@ -88,11 +89,11 @@ def calibrate(config: CalibrateConfig) -> None:
     Of all rules of aggregation the one whose calibrated scores have the lowest log loss is kept.
     """
     keep_freed_memory()
-    scorer = Scorer(*load_model(config.checkpoint))  # without the calibration that it may have, which may be of other weights
+    scorer = load_scorer(config.checkpoint, calibrated=False)  # it may be of other weights
     manifest = read_manifest(config.faces)
     videos = split_videos(config.faces, scorer.config["split"], "validation")
     refuse_trained_on(videos.groups, scorer.config, what=f"the validation split of {config.faces}", uri=config.checkpoint)
-    faces = _faces(manifest, videos, cache=config.cache)
+    faces = faces_of(manifest, videos, cache=config.cache)
     of_faces = score_rows(scorer, faces.rows, batch_size=_BATCH)
     found = {rule: faces.aggregate(of_faces, rule) for rule in RULES}
     scored = [row for row in videos.labelled if row["video_id"] in found[DEFAULT]]
@@ -112,13 +113,13 @@ def calibrate(config: CalibrateConfig) -> None:
     )
 
 
-def _faces(manifest: Manifest, videos: SplitVideos, *, cache: str | None) -> _Faces:
+def faces_of(manifest: Manifest, videos: SplitVideos, *, cache: str | None) -> Faces:
     rows = read_rows(manifest)
     wanted = pc.is_in(
         rows.table["video_id"].cast(pa.string()), value_set=pa.array([row["video_id"] for row in videos.labelled], pa.string())
     )
     rows = rows.take(pc.and_(wanted, rows.table["core"]).to_numpy(zero_copy_only=False))
-    return _Faces(_cached(rows, cache), videos.sampled)
+    return Faces(_cached(rows, cache), videos.sampled)
 
 
 def _cached(rows: RowTable, cache: str | None) -> RowTable:
@@ -149,7 +150,7 @@ def _report(
     scorer: Scorer,
     manifest: Manifest,
     videos: SplitVideos,
-    faces: _Faces,
+    faces: Faces,
     *,
     training: RowTable | None,
     warnings: tuple[str, ...],
@@ -205,7 +206,7 @@ def _by_frame(videos: SplitVideos, found: Mapping[str, Aggregate]) -> tuple[np.n
     return np.concatenate([np.empty(0), *frame_scores]), labels, groups
 
 
-def _medians(faces: _Faces, looks: np.ndarray) -> dict[str, np.ndarray]:
+def _medians(faces: Faces, looks: np.ndarray) -> dict[str, np.ndarray]:
     """Of what was measured in each face, float64 [N,2], the medians by video."""
     ids = faces.video_ids
     if not len(ids):

@@ -1,4 +1,4 @@
-"""A checkpoint's model with the transform that validation used: face pictures in, probabilities of fake out."""
+"""A checkpoint's models with the transforms that validation used: face pictures in, probabilities of fake out."""
 
 import os
 from collections.abc import Callable, Sequence
@@ -13,12 +13,12 @@ from dfdc_ray.errors import UserError
 from dfdc_ray.evaluate import calibration
 from dfdc_ray.evaluate.aggregate import DEFAULT
 from dfdc_ray.evaluate.calibration import Calibration
+from dfdc_ray.evaluate.members import Member, Members, load_members, mean
 from dfdc_ray.faces.crop import decode
 from dfdc_ray.shards.dataset import FaceDataset, loader
 from dfdc_ray.shards.order import FixedOrder
 from dfdc_ray.shards.rows import RowTable
 from dfdc_ray.train import transforms
-from dfdc_ray.train.checkpoint import load_model
 
 _BATCH = 64
 _GPU_LOADERS = 8  # processes that decode pictures for a GPU
@@ -27,14 +27,15 @@ _GPU_LOADERS = 8  # processes that decode pictures for a GPU
 class Scorer:
     """Scores faces on the GPU where there is one, else on the CPU, in single precision. `config` is the checkpoint's config.json.
 
-    calibration: of videos' scores (not of faces'); None where the checkpoint has none.
+    The logit of a face is the weighted sum of the members' and the bias. calibration: of videos' scores (not of faces'); None where the
+    checkpoint has none.
     """
 
-    def __init__(self, model: torch.nn.Module, config: dict[str, Any], calibration: Calibration | None = None) -> None:
-        self.config, self.calibration = config, calibration
+    def __init__(self, members: Members, calibration: Calibration | None = None) -> None:
+        self.members, self.config, self.bias, self.calibration = members.members, members.config, members.bias, calibration
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.model = model.to(self.device).to(memory_format=torch.channels_last).eval()
-        self.transform = transforms.evaluation(config["transform"])
+        for member in self.members:
+            member.model.to(self.device).to(memory_format=torch.channels_last).eval()
 
     @property
     def faces_config(self) -> dict[str, Any]:
@@ -54,18 +55,22 @@ class Scorer:
         return score if self.calibration is None else float(self.calibration(np.array([score]))[0])
 
     @torch.inference_mode()
-    def batch(self, images: torch.Tensor) -> np.ndarray:
-        """Probabilities of fake, float64 [N], of transformed pictures, float32 [N,3,S,S]."""
-        logits = self.model(images.to(self.device, memory_format=torch.channels_last))
-        return torch.sigmoid(logits.double()).cpu().numpy()
+    def logits(self, member: Member, images: torch.Tensor) -> np.ndarray:
+        """One member's, float64 [N], of pictures transformed for it, float32 [N,3,S,S]."""
+        found: torch.Tensor = member.model(images.to(self.device, memory_format=torch.channels_last))
+        return found.double().cpu().numpy()
+
+    def together(self, logits: Sequence[np.ndarray]) -> np.ndarray:
+        """The weighted sum of the members' logits, float64 [N], and the bias."""
+        return np.asarray(sum(member.weight * found for member, found in zip(self.members, logits, strict=True)) + self.bias)
 
     def score(self, pictures: Sequence[bytes]) -> np.ndarray:
         """Probabilities of fake, float64 [N], of encoded pictures (JPEG or PNG), decoded as the shards are."""
+        ways = [(member, transforms.evaluation(member.transform)) for member in self.members]
         scores = [np.empty(0)]
         for first in range(0, len(pictures), _BATCH):
             rgb = [torch.from_numpy(decode(picture)).permute(2, 0, 1) for picture in pictures[first : first + _BATCH]]
-            images = [self.transform(image) for image in rgb]
-            scores.append(self.batch(torch.stack(images)))
+            scores.append(_sigmoid(self.together([self.logits(member, torch.stack(list(map(way, rgb)))) for member, way in ways])))
         return np.concatenate(scores)
 
 
@@ -80,31 +85,56 @@ def score_rows(
 ) -> np.ndarray:
     """Probabilities of fake, float64 [N], of all faces of a table, with progress.
 
-    change: done to each stored picture (uint8 [3,H,W]) first. each: is given the positions of each batch and its pictures as the model gets
-    them, but RGB in 0..1.
+    change: done to each stored picture (uint8 [3,H,W]) first. each: is given the positions of each batch and its pictures as the first
+    member gets them, but RGB in 0..1.
     """
+    return _sigmoid(logits_of_rows(scorer, rows, batch_size=batch_size, change=change, each=each, what=what))
+
+
+def logits_of_rows(
+    scorer: Scorer,
+    rows: RowTable,
+    *,
+    batch_size: int,
+    change: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    each: Callable[[np.ndarray, torch.Tensor], None] | None = None,
+    what: str = "scoring",
+) -> np.ndarray:
+    """Their logits, float64 [N]; see `score_rows`."""
     on_gpu = scorer.device.type == "cuda"
-    transform = scorer.transform if change is None else v2.Compose([change, scorer.transform])
-    dataset = FaceDataset(rows, transform, FixedOrder(len(rows), batch_size))
-    batches = loader(dataset, workers=min(_GPU_LOADERS, os.cpu_count() or 1) if on_gpu else 0, pin_memory=on_gpu)
-    mean, std = (torch.tensor(scorer.config["transform"][name])[:, None, None] for name in ("mean", "std"))
-    scores = np.full(len(rows), np.nan)
-    with Work(what, total=len(rows), unit="faces") as work:
-        for batch in batches:
-            positions = batch.positions.numpy()
-            scores[positions] = scorer.batch(batch.images)
-            if each:
-                each(positions, batch.images * std + mean)
-            work.advance(len(positions))
-    return scores
+    logits = np.full((len(scorer.members), len(rows)), np.nan)
+    with Work(what, total=logits.size, unit="faces") as work:
+        for member, found in zip(scorer.members, logits, strict=True):
+            transform = transforms.evaluation(member.transform)
+            dataset = FaceDataset(rows, v2.Compose([change, transform]) if change else transform, FixedOrder(len(rows), batch_size))
+            mean, std = (torch.tensor(member.transform[name])[:, None, None] for name in ("mean", "std"))
+            for batch in loader(dataset, workers=min(_GPU_LOADERS, os.cpu_count() or 1) if on_gpu else 0, pin_memory=on_gpu):
+                positions = batch.positions.numpy()
+                found[positions] = scorer.logits(member, batch.images)
+                if each and member is scorer.members[0]:
+                    each(positions, batch.images * std + mean)
+                work.advance(len(positions))
+    return scorer.together(list(logits))
 
 
-def load_scorer(checkpoint: str) -> Scorer:
-    """The scorer of a checkpoint folder, with its calibration if it has one. UserError when there is none or it is damaged."""
-    model, config = load_model(checkpoint)
-    return Scorer(model, config, calibration.load(checkpoint, weights=weights_of(config)))
+def load_scorer(*checkpoints: str, calibrated: bool = True) -> Scorer:
+    """The scorer of a checkpoint folder, with its calibration if it has one; of several the mean of their logits, without.
+
+    calibrated: False leaves the calibration out, which may be of other weights. UserError when none is given, when one is absent or
+    damaged, or when they do not go together.
+    """
+    if not checkpoints:
+        raise UserError("No checkpoint is given: --checkpoint DIR, such as OUT/best of `dfdc-ray train`.")
+    loaded = [load_members(uri) for uri in checkpoints]
+    if len(loaded) > 1:
+        return Scorer(mean(loaded))
+    return Scorer(loaded[0], calibration.load(checkpoints[0], weights=weights_of(loaded[0].config)) if calibrated else None)
 
 
 def weights_of(config: dict[str, Any]) -> str:
     """SHA-256 of the weights of a checkpoint, by its config.json."""
     return str(config["files"]["model.safetensors"])
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    return torch.sigmoid(torch.from_numpy(logits)).numpy()

@@ -71,7 +71,7 @@ def _line(config: ExperimentsConfig, cell: Cell, made: set[str]) -> Line:
                 cpus_per_worker=config.cpus_per_worker,
             )
         )
-        evaluate(EvaluateConfig(faces=faces, checkpoint=storage.join(out, "best"), out=storage.join(folder, "report")))
+        evaluate(EvaluateConfig(faces=faces, checkpoint=(storage.join(out, "best"),), out=storage.join(folder, "report")))
     trained: dict[str, Any] = json.loads(storage.read_bytes(storage.join(folder, "train", "best", "config.json")))
     return Line(cell, uri, json.loads(storage.read_bytes(uri)), tuple(trained["train_groups"]))
 

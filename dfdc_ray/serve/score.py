@@ -142,9 +142,9 @@ def _judged(uri: str, rows: list[dict[str, Any]], scores: np.ndarray, *, sampled
     )
 
 
-def load_predictor(checkpoint: str, *, frames: int) -> tuple[Scorer, Detector | None, Settings]:
-    """The model, and the detector and settings of its training faces with `frames` evenly spread frames per video."""
-    scorer = load_scorer(checkpoint)
+def load_predictor(*checkpoints: str, frames: int) -> tuple[Scorer, Detector | None, Settings]:
+    """The models, and the detector and settings of its training faces with `frames` evenly spread frames per video."""
+    scorer = load_scorer(*checkpoints)
     settings = replace(_settings(scorer.faces_config), sampling="spread", frames=frames, real_multiplier=1)
     if settings.detector is None:  # whole frames
         return scorer, None, settings
@@ -177,7 +177,7 @@ def predict(config: PredictConfig) -> None:
         raise UserError(f"--frames {config.frames}: at least 1")
     if config.csv:
         _refuse_equal_names(config.videos)
-    scorer, detector, settings = load_predictor(config.checkpoint, frames=config.frames)
+    scorer, detector, settings = load_predictor(*config.checkpoint, frames=config.frames)
     parseable = config.json or config.csv
     results = []
     with Work("scoring", total=len(config.videos), unit="videos", to=errors if parseable or not console.is_terminal else console) as work:
@@ -190,7 +190,7 @@ def predict(config: PredictConfig) -> None:
             elif not parseable:
                 show.video(result, console)
     if config.json:
-        print(json.dumps(to_json(results, scorer, checkpoint=config.checkpoint, frames=config.frames), indent=2))
+        print(json.dumps(to_json(results, scorer, checkpoints=config.checkpoint, frames=config.frames), indent=2))
     elif config.csv:
         write_csv(results)
     elif len(results) > 1:
@@ -199,11 +199,11 @@ def predict(config: PredictConfig) -> None:
         raise SystemExit(2)
 
 
-def to_json(results: Sequence[VideoScore], scorer: Scorer, *, checkpoint: str, frames: int) -> dict[str, Any]:
+def to_json(results: Sequence[VideoScore], scorer: Scorer, *, checkpoints: Sequence[str], frames: int) -> dict[str, Any]:
     """Everything that is known, as plain values."""
     return {
         "format": FORMAT_VERSION,
-        "checkpoint": checkpoint,
+        "checkpoint": ", ".join(checkpoints),
         "model": scorer.config["model"],
         "threshold": THRESHOLD,
         "aggregation": describe(scorer.rule),

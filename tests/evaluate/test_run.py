@@ -16,11 +16,12 @@ import pytest
 import torch
 from helpers import pack_shards
 
-from dfdc_ray.config import CalibrateConfig, EvaluateConfig, PreprocessConfig
+from dfdc_ray.config import CalibrateConfig, CombineConfig, EvaluateConfig, PreprocessConfig
 from dfdc_ray.corpus.index import INDEX
 from dfdc_ray.corpus.splits import assign
 from dfdc_ray.errors import UserError
 from dfdc_ray.evaluate import calibration, run
+from dfdc_ray.evaluate.combine import combine
 from dfdc_ray.evaluate.run import calibrate, evaluate
 from dfdc_ray.evaluate.scorer import load_scorer
 from dfdc_ray.faces.crop import encode
@@ -112,7 +113,7 @@ def best(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def _evaluate(faces: Path, best: Path, out: Path, **options: Any) -> dict[str, Any]:
-    evaluate(EvaluateConfig(faces=str(faces), checkpoint=str(best), out=str(out), batch_size=5, **options))
+    evaluate(EvaluateConfig(faces=str(faces), checkpoint=(str(best),), out=str(out), batch_size=5, **options))
     report: dict[str, Any] = json.loads((out / "report.json").read_text())
     return report
 
@@ -211,6 +212,28 @@ def test_faces_made_in_another_way_are_pointed_out(faces: Path, best: Path, tmp_
     (warning,) = (w for w in report["warnings"] if "another way" in w)
     assert "margin 0.1 in training" in warning
     assert "frames" not in warning
+
+
+def test_two_checkpoints_and_their_combination(faces: Path, best: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(1)
+    config = json.loads((best / "config.json").read_text()) | {"validation_groups": ["c/part:6"], "versions": {}}
+    for name, model in (("a", "resnet34"), ("b", "efficientnet_lite0")):
+        weights = create_model(model).state_dict()
+        changed = config | {"model": model, "transform": transforms.recipe(32, model)}
+        checkpoint.save(str(tmp_path / name), weights=weights, config=changed, state=None)
+    both = (str(tmp_path / "a"), str(tmp_path / "b"))
+    evaluate(EvaluateConfig(faces=str(faces), checkpoint=both, out=str(tmp_path / "mean")))
+    report = json.loads((tmp_path / "mean" / "report.json").read_text())
+    assert report["protocol"]["model"] == "mean of logits of resnet34, efficientnet_lite0"
+    assert report["protocol"]["checkpoint"] == ", ".join(both)
+    assert report["frame"]["metrics"]["n"] == 9 * FRAMES
+
+    combine(CombineConfig(checkpoint=both, out=str(tmp_path / "both"), faces=str(faces), by="logistic"))
+    assert "On the 4 validation videos: log loss" in capsys.readouterr().out
+    calibrate(CalibrateConfig(faces=str(faces), checkpoint=str(tmp_path / "both")))
+    again = _evaluate(faces, tmp_path / "both", tmp_path / "again")
+    assert again["protocol"]["model"] == "logistic combination of resnet34, efficientnet_lite0"
+    assert again["video"]["metrics"]["n"] == 12
 
 
 def test_an_empty_split_is_explained(faces: Path, best: Path, tmp_path: Path) -> None:

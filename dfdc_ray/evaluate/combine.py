@@ -1,0 +1,92 @@
+"""Several checkpoints as one checkpoint folder.
+
+    dfdc-ray combine --checkpoint out/a/best --checkpoint out/b/best --out out/both [--by logistic --faces out/faces]
+
+mean: the mean of their logits. logistic: weights and a bias fitted on the validation videos, each of which counts once with the mean of
+each checkpoint's logits over its core faces: they minimise the mean log loss plus half of PENALTY times the squared distance of the weights
+from those of the mean, so that few videos, or checkpoints that are much alike, leave it near the mean.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch.nn import functional
+
+from dfdc_ray import storage
+from dfdc_ray.config import CombineConfig
+from dfdc_ray.console import console
+from dfdc_ray.errors import UserError
+from dfdc_ray.evaluate.members import Members, combined, load_members, mean, save
+from dfdc_ray.evaluate.metrics import log_losses
+from dfdc_ray.evaluate.run import faces_of
+from dfdc_ray.evaluate.scorer import Scorer, logits_of_rows
+from dfdc_ray.evaluate.videos import refuse_trained_on, split_videos
+from dfdc_ray.shards.manifest import read_manifest
+from dfdc_ray.train.memory import keep_freed_memory
+
+PENALTY = 0.01
+_BATCH = 64
+
+
+def combine(config: CombineConfig) -> None:
+    """The command. UserError when fewer than two checkpoints are given, or they do not go together, or there is nothing to fit by."""
+    if len(config.checkpoint) < 2:
+        raise UserError("Give at least two checkpoints: --checkpoint A --checkpoint B.")
+    if config.by == "logistic" and config.faces is None:
+        raise UserError("--by logistic is fitted on validation videos: give the --faces of their training.")
+    keep_freed_memory()
+    checkpoints = [load_members(uri) for uri in config.checkpoint]
+    together = mean(checkpoints)
+    if config.by == "logistic":
+        logits, labels = _validation(checkpoints, together, str(config.faces))
+        weights, bias = fit(logits, labels)
+        together = combined(checkpoints, weights, bias, how="logistic combination")
+        before, after = (_log_loss(values, labels) for values in (logits.mean(0), np.asarray(weights) @ logits + bias))
+        console.print(
+            f"On the {len(labels)} validation videos: log loss {before:.4f} of the mean, {after:.4f} of the combination fitted to them.",
+            highlight=False,
+            soft_wrap=True,
+        )
+    save(config.out, together)
+    for uri, member in zip(config.checkpoint, together.config["members"], strict=False):
+        console.print(f"{member['weight']:+.3f} x {uri}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{together.bias:+.3f}\nCheckpoint: {storage.absolute(config.out)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def fit(logits: np.ndarray, labels: np.ndarray) -> tuple[list[float], float]:
+    """Weights and bias by the rule above, for logits [M,V] and labels (0 real, 1 fake) [V]. UserError with one class only."""
+    if len(np.unique(labels)) < 2:
+        raise UserError("Validation has videos of one class only: a combination cannot be fitted by it.")
+    x, y = torch.from_numpy(logits), torch.from_numpy(labels).double()
+    middle = 1 / len(x)
+    weights = torch.full((len(x),), middle, dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weights, bias], max_iter=500, line_search_fn="strong_wolfe", tolerance_grad=1e-10)
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        penalty = PENALTY / 2 * ((weights - middle) ** 2).sum()
+        loss = functional.binary_cross_entropy_with_logits(weights @ x + bias, y) + penalty
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    return weights.tolist(), bias.item()
+
+
+def _validation(checkpoints: Sequence[Members], together: Members, uri: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean logits of the validation videos that have a face, float64 [M,V], and their labels, int64 [V]."""
+    manifest = read_manifest(uri)
+    videos = split_videos(uri, together.config["split"], "validation")
+    refuse_trained_on(videos.groups, together.config, what=f"the validation split of {uri}", uri="one of the checkpoints")
+    faces = faces_of(manifest, videos, cache=None)
+    ids = faces.video_ids
+    logits = np.stack([logits_of_rows(Scorer(each), faces.rows, batch_size=_BATCH) for each in checkpoints])
+    seen = [row for row in videos.labelled if row["video_id"] in set(ids)]
+    means = np.stack([logits[:, ids == row["video_id"]].mean(1) for row in seen], axis=1)
+    return means, np.array([row["label"] == "FAKE" for row in seen], dtype=np.int64)
+
+
+def _log_loss(logits: np.ndarray, labels: np.ndarray) -> float:
+    return float(log_losses(torch.sigmoid(torch.from_numpy(logits)).numpy(), labels).mean())

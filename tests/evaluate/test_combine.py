@@ -1,0 +1,117 @@
+"""Several checkpoints as one: the sum is what it says, the fit is the best by its rule, and what does not go together is refused."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from dfdc_ray.cli import main
+from dfdc_ray.errors import UserError
+from dfdc_ray.evaluate.combine import PENALTY, fit
+from dfdc_ray.evaluate.members import combined, load_members, mean, save
+from dfdc_ray.evaluate.scorer import Scorer, load_scorer
+from dfdc_ray.faces.crop import encode
+from dfdc_ray.models import create_model
+from dfdc_ray.train import checkpoint, transforms
+
+PICTURES = [encode(np.random.default_rng(n).integers(0, 255, (90, 70, 3)).astype(np.uint8), "png") for n in range(3)]
+
+
+def _checkpoint(folder: Path, model: str, side: int, seed: int, **changes: Any) -> str:
+    torch.manual_seed(seed)
+    network = create_model(model)
+    with torch.no_grad():  # random weights give nearly the same logit for everything
+        for name, weight in network.named_parameters():
+            if name.endswith(("classify.weight", "fc.weight")):
+                weight.mul_(50)
+    config = {
+        "model": model,
+        "transform": transforms.recipe(side, model),
+        "split": "parts:0-5/6/7-9",
+        "train_groups": [f"c/part:{seed}"],
+        "validation_groups": ["c/part:6"],
+        "prior": 0.6 + 0.1 * seed,
+        "data_hash": "0" * 64,
+        "faces_config": {"margin": 0.3, "frames": 4 + seed},
+        "selection": "lowest validation video log loss",
+        "epoch": seed,
+        "versions": {},
+    }
+    checkpoint.save(str(folder), weights=network.state_dict(), config=config | changes, state=None)
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Of different models and sizes."""
+    folder = tmp_path_factory.mktemp("two")
+    return _checkpoint(folder / "a", "meso4", 256, 1), _checkpoint(folder / "b", "resnet34", 64, 2)
+
+
+def _logits(scorer: Scorer) -> np.ndarray:
+    scores = scorer.score(PICTURES)
+    return np.log(scores / (1 - scores))
+
+
+def test_the_mean_is_of_logits(two: tuple[str, str]) -> None:
+    a, b = (_logits(load_scorer(uri)) for uri in two)
+    assert np.ptp(a) > 0.01
+    assert _logits(load_scorer(*two)) == pytest.approx((a + b) / 2, abs=1e-5)
+
+
+def test_a_saved_combination_is_a_checkpoint_like_any_other(two: tuple[str, str], tmp_path: Path) -> None:
+    a, b = (_logits(load_scorer(uri)) for uri in two)
+    save(str(tmp_path / "both"), combined([load_members(uri) for uri in two], [2.0, -0.5], 0.25, how="logistic combination"))
+    again = load_scorer(str(tmp_path / "both"))
+    assert _logits(again) == pytest.approx(2 * a - 0.5 * b + 0.25, abs=1e-4)
+    assert again.config["train_groups"] == ["c/part:1", "c/part:2"]
+    assert again.config["prior"] == pytest.approx(0.75)
+    assert again.config["model"] == "logistic combination of meso4, resnet34"
+    assert checkpoint.seen_by(str(tmp_path / "both" / "model.safetensors"))["train_groups"] == ["c/part:1", "c/part:2"]
+
+    nested = mean([load_members(str(tmp_path / "both")), load_members(two[0])])
+    assert _logits(Scorer(nested)) == pytest.approx((2 * a - 0.5 * b + 0.25 + a) / 2, abs=1e-4)
+
+
+def test_what_does_not_go_together_is_refused(two: tuple[str, str], tmp_path: Path) -> None:
+    other = _checkpoint(tmp_path / "split", "meso4", 256, 3, split="hash:1")
+    with pytest.raises(UserError, match="different splits"):
+        load_scorer(two[0], other)
+    other = _checkpoint(tmp_path / "faces", "meso4", 256, 3, faces_config={"margin": 0.1, "frames": 4})
+    with pytest.raises(UserError, match=r"different ways \(margin\)"):
+        load_scorer(two[0], other)
+    with pytest.raises(UserError, match="No checkpoint is given"):
+        load_scorer()
+
+
+def test_the_fit_is_the_best_by_its_rule() -> None:
+    """No small change makes loss plus penalty smaller; more of what tells the classes apart counts more."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 200)
+    logits = np.stack([2 * labels - 1 + rng.normal(0, 1, 200), rng.normal(0, 1, 200)])
+
+    def objective(weights: np.ndarray, bias: float) -> float:
+        z = weights @ logits + bias
+        return float(np.mean(np.logaddexp(0, z) - labels * z) + PENALTY / 2 * ((weights - 0.5) ** 2).sum())
+
+    weights, bias = fit(logits, labels)
+    best = objective(np.array(weights), bias)
+    for change in np.eye(3) * 1e-3:
+        for sign in (1, -1):
+            assert objective(np.array(weights) + sign * change[:2], bias + sign * change[2]) > best
+    assert weights[0] > 1.5
+    assert abs(weights[1]) < 0.3
+
+
+def test_what_is_left_out_of_the_command_is_asked_for(two: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["combine", "--checkpoint", two[0], "--out", str(tmp_path / "x")]) == 1
+    assert "at least two checkpoints" in capsys.readouterr().err
+    both = ["--checkpoint", two[0], "--checkpoint", two[1]]
+    assert main(["combine", *both, "--out", str(tmp_path / "x"), "--by", "logistic"]) == 1
+    assert "--faces" in capsys.readouterr().err
+    assert main(["combine", *both, "--out", str(tmp_path / "x")]) == 0
+    assert "+0.500 x" in capsys.readouterr().out
+    assert {name[:2] for name in load_file(tmp_path / "x" / "model.safetensors")} == {"0.", "1."}
