@@ -5,7 +5,7 @@ from typing import Literal
 
 import tyro
 
-SamplingMethod = Literal["spread", "centre", "per_second"]
+SamplingMethod = Literal["spread", "centre", "per_second", "clips"]
 Balance = Literal["frames", "sample", "groups", "none"]
 Objective = Literal["bce", "l2", "triplet"]
 DetectorName = Literal["centerface", "ssd", "ssd-stock", "opencv"]
@@ -30,11 +30,16 @@ class PreprocessConfig:
     out: str
     """Folder or s3:// prefix for shards, receipts and the ledger."""
     sampling: SamplingMethod = "spread"
-    """spread: evenly over the video; centre: consecutive frames around the middle; per_second: this many for each second."""
+    """spread: evenly over the video; centre: consecutive frames around the middle; per_second: this many for each second; clips: runs of
+    frames, in each of which a face is cut out by one steady rectangle, for models that look at time."""
     frames: int = 32
-    """Frames per video (per second of video with per_second)."""
+    """Frames per video (per second of video with per_second, per clip with clips)."""
+    clips: int = 4
+    """With clips: how many of a video."""
+    stride: int = 1
+    """With clips: every so many-th frame of the video."""
     real_multiplier: int = 4
-    """Real videos give this many times the frames, to balance the classes (1 turns it off)."""
+    """Real videos give this many times the frames (or clips), to balance the classes (1 turns it off)."""
     detector: DetectorName = "centerface"
     """Face detector. docs/benchmarks.md has the table that chose the default."""
     detector_threshold: float | None = None

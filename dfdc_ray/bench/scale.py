@@ -41,6 +41,7 @@ from dfdc_ray.preprocess.run import preprocess_index, stream
 from dfdc_ray.preprocess.settings import Settings, settings_of
 from dfdc_ray.preprocess.supervise import Worker
 from dfdc_ray.preprocess.unit import Guide, VideoResult, ledger_row
+from dfdc_ray.video.sampling import Sample
 
 _FACTS = ["video", "label", "original", "part"]
 _CORES = (100, 1000)  # for which the driver's share is printed
@@ -79,7 +80,7 @@ class StandIn(Worker):
         row |= {"landmarks": [0.0] * 10, "image": {"bytes": bytes(300), "path": None}}
         rows = [row | {"frame": frame, "pts": 512 * frame, "time_s": frame / 30} for frame in (15, 285)]
         seconds = {"open": 0.012, "probe": 0.034, "decode": 1.234, "detect": 2.345, "align": 0.012, "crop": 0.123}
-        mine = Guide(1920, 1080, 300, (15, 285), {}, {}) if own else None
+        mine = Guide(1920, 1080, 300, (Sample(15, True), Sample(285, True)), {}, {}) if own else None
         return VideoResult(ledger_row(video, status="ok", **counts, **about), rows, mine, seconds)
 
 

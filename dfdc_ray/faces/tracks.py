@@ -41,6 +41,26 @@ def link(frames: Sequence[tuple[int, Sequence[Face]]]) -> list[list[int]]:
     return [[rank[track] for track in ids] for ids in linked]
 
 
+def steady(frames: Sequence[tuple[int, Sequence[Face]]]) -> list[list[Face]]:
+    """For each frame of a clip the faces that are there in at least half of its frames, each with one box for the whole clip.
+
+    The box is the median of the track's boxes, so that a crop does not jitter with the detector; the score is the mean; landmarks are each
+    frame's own, None where the face was not found. Frames as for `link`.
+    """
+    found: dict[int, dict[int, Face]] = {}
+    for (frame, faces), tracks in zip(frames, link(frames), strict=True):
+        for face, track in zip(faces, tracks, strict=True):
+            found.setdefault(track, {})[frame] = face
+    kept = [faces for _, faces in sorted(found.items()) if 2 * len(faces) >= len(frames)]
+    steadied = []
+    for of_track in kept:
+        x, y, w, h = (float(side) for side in np.median([face.box for face in of_track.values()], axis=0))
+        score = float(np.mean([face.score for face in of_track.values()]))
+        landmarks = {frame: face.landmarks for frame, face in of_track.items()}
+        steadied.append({frame: Face(box=(x, y, w, h), score=score, landmarks=landmarks.get(frame)) for frame, _ in frames})
+    return [[track[frame] for track in steadied] for frame, _ in frames]
+
+
 def _affinity(a: Box, b: Box) -> float:
     """0 (cannot be the same face) to 2 (the same box): intersection over union, plus nearness of the centres."""
     (ax, ay, aw, ah), (bx, by, bw, bh) = a, b

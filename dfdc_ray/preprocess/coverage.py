@@ -93,7 +93,7 @@ def _head(out: str, settings: Settings, videos: Videos) -> Iterator[Html]:
     every = Group.of(videos, np.arange(videos.n))
     yield element("h1", "Coverage of ", page.name(out))
     s = settings
-    what = f"{s.frames} frames a video" if s.sampling != "per_second" else f"{s.frames} frames for each second"
+    what = f"{s.frames} frames" + {"per_second": " for each second", "clips": f" in each of {s.clips} clips"}.get(s.sampling, " a video")
     what += f" ({s.sampling})" + (f", {s.real_multiplier} times as many of real ones" if s.real_multiplier > 1 else "")
     if videos.whole:
         yield element("p", f"Whole frames, {what}. Nobody looked for faces (--crop frame), so there is no coverage to report.", cls="quiet")

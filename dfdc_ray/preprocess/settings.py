@@ -19,6 +19,8 @@ class Settings:
 
     sampling: SamplingMethod
     frames: int
+    clips: int | None = None  # None without clips, as is the next
+    stride: int | None = None
     real_multiplier: int
     detector: str | None  # None with whole frames, as are the next two
     detector_threshold: float | None
@@ -38,6 +40,8 @@ def settings_of(config: PreprocessConfig) -> Settings:
     max_side = config.max_side or MAX_SIDE[config.crop]
     for name, value, least in (
         ("frames", config.frames, 1),
+        ("clips", config.clips, 1),
+        ("stride", config.stride, 1),
         ("real-multiplier", config.real_multiplier, 1),
         ("max-side", max_side, 16),
         ("margin", config.margin, 0),
@@ -48,6 +52,8 @@ def settings_of(config: PreprocessConfig) -> Settings:
     return Settings(
         sampling=config.sampling,
         frames=config.frames,
+        clips=config.clips if config.sampling == "clips" else None,
+        stride=config.stride if config.sampling == "clips" else None,
         real_multiplier=config.real_multiplier,
         detector=config.detector if faces else None,
         detector_threshold=threshold if faces else None,

@@ -14,7 +14,7 @@ from dfdc_ray.errors import Stage, VideoError, VideoGone
 from dfdc_ray.faces.crop import crop_rect, cut, encode
 from dfdc_ray.faces.detect import Box, Detector, Face
 from dfdc_ray.faces.follow import Follower
-from dfdc_ray.faces.tracks import link
+from dfdc_ray.faces.tracks import link, steady
 from dfdc_ray.preprocess import align
 from dfdc_ray.preprocess.plan import Unit, Video
 from dfdc_ray.preprocess.settings import Settings
@@ -30,7 +30,7 @@ class Guide:
     width: int
     height: int
     length: int  # frames
-    core: tuple[int, ...]
+    core: tuple[Sample, ...]
     faces: dict[int, list[tuple[int, Face]]]  # frame -> (track, face)
     thumbnails: dict[int, np.ndarray]
 
@@ -145,7 +145,8 @@ class _Work:
             samples = self._samples(info, guide)
             self.counts = {"frames_wanted": len(samples), "frames_decoded": 0}
             if not samples:
-                raise VideoError("probe", f"none of the original's sampled frames lies within its {len(info.pts)} frames")
+                what = "none of the original's sampled frames lies" if guide else "no clip of the length that was asked for lies"
+                raise VideoError("probe", f"{what} within its {len(info.pts)} frames")
             found = _Found()
             source = None
             if self.settings.crop == "frame":
@@ -166,15 +167,18 @@ class _Work:
     def _samples(self, info: VideoInfo, guide: Guide | None) -> list[Sample]:
         s = self.settings
         if guide is not None:  # by frame index, over the prefix that both have
-            return subset([Sample(frame, True) for frame in guide.core], len(info.pts))
+            return subset(guide.core, len(info.pts))
         multiplier = s.real_multiplier if self.video.label == "REAL" else 1
-        return sample(info.times, method=s.sampling, frames=s.frames, multiplier=multiplier)
+        return sample(info.times, method=s.sampling, frames=s.frames, multiplier=multiplier, clips=s.clips or 1, stride=s.stride or 1)
 
     def _pass(
         self, file: Any, info: VideoInfo, samples: list[Sample], found: "_Found", *, guide: Guide | None = None, whole: bool = False
     ) -> None:
         """Decode once; in each frame take the guide's faces (scaled to this video's size), or detect, or take the whole frame."""
         core = {s.frame for s in samples if s.core}
+        last = {s.clip: s.frame for s in samples}
+        clip_ends = {s.frame: s.frame == last[s.clip] for s in samples if s.clip is not None}  # its frames are held until then
+        held: list[tuple[int, np.ndarray, list[Face]]] = []
         frames = decode_frames(file, info, [s.frame for s in samples])
         follower = Follower(self.detector, self.settings.detector_smaller_sides) if self.detector is not None else None
         self.counts["frames_decoded"] = 0
@@ -187,7 +191,6 @@ class _Work:
             self.counts["frames_decoded"] += 1
             if whole:
                 faces: list[Face] = []
-                crops = [(0, 0, info.width, info.height)]
             elif guide is not None:
                 known = guide.faces.get(frame, [])
                 faces = [_scaled(face, info.width / guide.width, info.height / guide.height) for _, face in known]
@@ -199,21 +202,33 @@ class _Work:
             if frame in core:
                 with self.at("align"):
                     found.thumbnails[frame] = align.thumbnail(rgb)
-            with self.at("crop"):
-                if not whole:
-                    crops = [crop_rect(face.box, info.width, info.height, margin=self.settings.margin) for face in faces]
-                found.faces[frame] = faces
-                pictures = [cut(rgb, rect, max_side=self.settings.max_side) for rect in crops]
-                found.pictures[frame] = [
-                    (rect, encode(picture, self.settings.image_format)) for rect, picture in zip(crops, pictures, strict=True)
-                ]
-                if not whole:
-                    found.sides += [max(rect[2:]) for rect in crops]
-                    found.luma += [float(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).mean()) for picture in pictures]
+            held.append((frame, rgb, faces))
+            if clip_ends.get(frame, True):
+                with self.at("crop"):
+                    self._cut(info, held, found, whole=whole, steadied=guide is None and self.settings.sampling == "clips")
+                held = []
         if not whole and guide is None:
             frames_found = sorted(found.faces.items())
             for (frame, _), tracks in zip(frames_found, link(frames_found), strict=True):
                 found.tracks[frame] = tracks
+
+    def _cut(
+        self, info: VideoInfo, held: "list[tuple[int, np.ndarray, list[Face]]]", found: "_Found", *, whole: bool, steadied: bool
+    ) -> None:
+        """Cut the faces of one frame, or of the frames of one clip, out."""
+        of_frames = steady([(frame, faces) for frame, _, faces in held]) if steadied else [faces for _, _, faces in held]
+        for (frame, rgb, _), faces in zip(held, of_frames, strict=True):
+            crops = [crop_rect(face.box, info.width, info.height, margin=self.settings.margin) for face in faces]
+            if whole:
+                crops = [(0, 0, info.width, info.height)]
+            found.faces[frame] = faces
+            pictures = [cut(rgb, rect, max_side=self.settings.max_side) for rect in crops]
+            found.pictures[frame] = [
+                (rect, encode(picture, self.settings.image_format)) for rect, picture in zip(crops, pictures, strict=True)
+            ]
+            if not whole:
+                found.sides += [max(rect[2:]) for rect in crops]
+                found.luma += [float(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY).mean()) for picture in pictures]
 
     def _result(self, info: VideoInfo, samples: list[Sample], found: "_Found", source: str | None) -> VideoResult:
         core = [s.frame for s in samples if s.core]
@@ -231,12 +246,13 @@ class _Work:
         rows = [row for s in samples for row in self._rows(info, s, found, source)]
         rows.sort(key=lambda row: (row["track_id"] or 0, row["frame"]))
         guide = None
+        core_samples = tuple(s for s in samples if s.core)
         may_guide = self.video.video_id == self.video.family_id and self.video.label != "FAKE"
         if may_guide and self.settings.crop == "face":
             faces = {f: list(zip(found.tracks[f], found.faces[f], strict=True)) for f in core}
-            guide = Guide(info.width, info.height, len(info.pts), tuple(core), faces, found.thumbnails)
+            guide = Guide(info.width, info.height, len(info.pts), core_samples, faces, found.thumbnails)
         elif may_guide:
-            guide = Guide(info.width, info.height, len(info.pts), tuple(core), {}, {})
+            guide = Guide(info.width, info.height, len(info.pts), core_samples, {}, {})
         return VideoResult(ledger_row(self.video, status=status, **counts), rows, guide, self.seconds)
 
     def _rows(self, info: VideoInfo, s: Sample, found: "_Found", source: str | None) -> list[dict[str, Any]]:
@@ -245,7 +261,7 @@ class _Work:
             name: getattr(video, name) for name in ("corpus", "video_id", "family_id", "group_id", "part", "label", "method", "original")
         }
         common |= {"frame": frame, "pts": int(info.pts[frame]), "time_s": float(info.times[frame]), "core": s.core, "box_source": source}
-        common |= {"frame_width": info.width, "frame_height": info.height, "clip_id": None, "clip_position": None}
+        common |= {"frame_width": info.width, "frame_height": info.height, "clip_id": s.clip, "clip_position": s.position}
         faces: list[Face | None] = list(found.faces[frame]) if source else [None]
         tracks: list[int | None] = list(found.tracks[frame]) if source else [None]
         rows = []

@@ -61,8 +61,8 @@ class Pictures:
     def __init__(self, out: str, settings: Settings, index: pa.Table) -> None:
         self.output = rc.Receipts(out, settings)
         # Where the run's own frames can be decoded again, they are; else a few others.
-        self.same = settings.sampling != "per_second" and settings.frames <= _MOST_FRAMES
-        options: dict[str, Any] = {} if self.same else {"sampling": "spread", "frames": FRAMES}
+        self.same = settings.sampling in ("spread", "centre") and settings.frames <= _MOST_FRAMES
+        options: dict[str, Any] = {} if self.same else {"sampling": "spread", "frames": FRAMES, "clips": None, "stride": None}
         whole = replace(settings, crop="frame", real_multiplier=1, detector=None, max_side=_MAX_SIDE, image_format="jpeg", **options)
         self.worker = Worker(whole, timeout_s=_TIMEOUT_S, memory_bytes=_MEMORY)
         self.videos = {row["video_id"]: Video(**row) for row in index.select(list(Video.__dataclass_fields__)).to_pylist()}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dfdc_ray.faces.detect import Box, Face
-from dfdc_ray.faces.tracks import link
+from dfdc_ray.faces.tracks import link, steady
 
 
 def face(cx: float, cy: float, side: float, score: float = 0.9) -> Face:
@@ -110,3 +110,33 @@ def test_tracks_are_whole_numbers_without_holes_whatever_the_boxes() -> None:
     used = {i for ids in tracks for i in ids}
     assert used == set(range(len(used)))
     assert link(frames) == tracks
+
+
+def test_a_clip_has_one_box_for_each_face() -> None:
+    """Two faces of which one is missed once and looked at askew once, and someone who is there in a minority of the frames."""
+    rng = np.random.default_rng(0)
+    frames = []
+    for i in range(9):
+        faces = [face(400 + rng.normal(0, 2), 300, 110, score=0.9)]
+        if i != 4:
+            faces.append(face(900, 300, 100 if i != 5 else 160, score=0.8))
+        if i < 4:
+            faces.append(face(1500, 300, 60))
+        frames.append((10 * i, faces[::-1]))
+    steadied = steady(frames)
+    assert [len(faces) for faces in steadied] == [2] * 9
+    for number in (0, 1):
+        (box,) = {faces[number].box for faces in steadied}
+        found = [f for _, faces in frames for f in faces if abs(f.box[0] - box[0]) < 100]
+        assert box == pytest.approx(np.median([f.box for f in found], axis=0).tolist())
+    assert steadied[0][1].score == pytest.approx(0.8)
+
+
+def test_landmarks_of_a_clip_are_each_frames_own() -> None:
+    points = [tuple(float(10 * i + k) for k in range(10)) for i in range(3)]
+    frames = [(i, [Face(face(400, 300, 100).box, 0.9, points[i])] if i != 1 else []) for i in range(3)]
+    assert [[f.landmarks for f in faces] for faces in steady(frames)] == [[points[0]], [None], [points[2]]]
+
+
+def test_a_clip_without_faces() -> None:
+    assert steady([(0, []), (1, [])]) == [[], []]

@@ -1,6 +1,7 @@
 """One unit in this process, with the real detector on generated videos."""
 
 from dataclasses import replace
+from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -76,6 +77,33 @@ def test_crops_are_what_their_rectangle_says(done):
         assert y <= by
         assert bx + bw <= x + w + 1
         assert by + bh <= y + h + 1
+
+
+def test_clips_are_steady_and_shared(unit, settings, detector):
+    """Every clip of a track is whole, cut out by one rectangle, and the same in the original and its fakes."""
+    clips = replace(settings, sampling="clips", frames=3, clips=2, stride=1, real_multiplier=2)
+    result = process_unit(unit, lambda video, guide: process_video(video, clips, detector, guide))
+    found = []
+    for video in result.videos:
+        assert video.ledger["status"] == "ok"
+        by_clip: dict = {}
+        for row in video.faces:
+            by_clip.setdefault((row["track_id"], row["clip_id"]), []).append(row)
+        for rows in by_clip.values():
+            assert [row["clip_position"] for row in rows] == [0, 1, 2]
+            assert {b["frame"] - a["frame"] for a, b in pairwise(rows)} == {1}
+            assert len({(*row["crop"], *row["box"]) for row in rows}) == 1
+        found.append({(key, rows[0]["frame"], *rows[0]["box"]) for key, rows in by_clip.items() if rows[0]["core"]})
+    original, *fakes = found
+    assert {key[1] for key, *_ in original} == {0, 1}
+    assert len({row["clip_id"] for row in result.videos[0].faces}) == 4
+    assert all(fake == original for fake in fakes)
+    assert {v.ledger["box_source"] for v in result.videos[1:]} == {"original"}
+
+    long = replace(clips, frames=500)
+    (short, *_) = process_unit(unit, lambda video, guide: process_video(video, long, detector, guide)).videos
+    assert (short.ledger["status"], short.ledger["stage"]) == ("error", "probe")
+    assert "no clip of the length that was asked for lies within its" in short.ledger["error"]
 
 
 def test_a_fake_without_its_original_is_detected_by_itself(unit, settings, detector):

@@ -1,5 +1,7 @@
 """Which frames are chosen, against positions worked out by hand."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -111,6 +113,49 @@ def test_a_fake_takes_the_core_samples_that_it_has() -> None:
     assert frames_of(subset(chosen, 106)) == [15, 45, 75, 105]
     assert frames_of(subset(chosen, 105)) == [15, 45, 75]
     assert subset(chosen, 10) == []
+
+
+def test_clips() -> None:
+    """Two parts of 150 frames; clips of 4 frames, every third, span 10: in the middle of each part, extra ones right after and before."""
+    chosen = sample(constant(300), method="clips", frames=4, clips=2, stride=3)
+    assert [(s.frame, s.clip, s.position) for s in chosen] == [
+        *((70 + 3 * p, 0, p) for p in range(4)),
+        *((220 + 3 * p, 1, p) for p in range(4)),
+    ]
+    more = sample(constant(300), method="clips", frames=4, clips=2, stride=3, multiplier=3)
+    assert {s.clip: s.frame for s in more if s.position == 0} == {0: 70, 1: 220, 2: 80, 3: 60, 4: 230, 5: 210}
+    assert {s.clip for s in more if s.core} == {0, 1}
+
+
+def test_clips_of_short_videos() -> None:
+    """As many as there is room for, and none where one does not fit."""
+    starts = [s.frame for s in sample(constant(25), method="clips", frames=10, clips=4, multiplier=4) if s.position == 0]
+    assert starts == [1, 13]
+    assert frames_of(sample(constant(10), method="clips", frames=10, clips=4)) == list(range(10))
+    assert sample(constant(9), method="clips", frames=10, clips=4) == []
+
+
+def test_a_fake_takes_whole_clips() -> None:
+    chosen = sample(constant(300), method="clips", frames=4, clips=2, stride=3, multiplier=2)
+    assert {s.clip for s in subset(chosen, 230)} == {0, 1}
+    assert {s.clip for s in subset(chosen, 229)} == {0}
+
+
+def test_clips_of_random_videos_never_overlap() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        total, frames, stride, clips, multiplier = (int(rng.integers(1, most)) for most in (400, 20, 5, 9, 5))
+        chosen = sample(constant(total), method="clips", frames=frames, clips=clips, stride=stride, multiplier=multiplier)
+        assert len(set(frames_of(chosen))) == len(chosen) <= multiplier * clips * frames
+        assert [s for s in chosen if s.core] == sample(constant(total), method="clips", frames=frames, clips=clips, stride=stride)
+        spans = []
+        for clip in {s.clip for s in chosen}:
+            found = [s for s in chosen if s.clip == clip]
+            assert [s.position for s in found] == list(range(frames))
+            assert set(np.diff(frames_of(found)).tolist()) <= {stride}
+            spans.append((found[0].frame, found[-1].frame))
+        assert all(a[1] < b[0] for a, b in itertools.pairwise(sorted(spans)))
+        assert chosen == [] or chosen[-1].frame < total
 
 
 def test_bad_arguments() -> None:
