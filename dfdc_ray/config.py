@@ -143,8 +143,8 @@ class TrainConfig:
     model: str = "resnet34"
     """Name in dfdc_ray.models."""
     weights: str = "imagenet"
-    """imagenet (fetched by torchvision), none (from scratch), or a file or s3:// URI of a state dict (.safetensors or .pth), such as an
-    earlier training's best/model.safetensors."""
+    """imagenet or kinetics (fetched by torchvision), none (from scratch), or a file or s3:// URI of a state dict (.safetensors or .pth),
+    such as an earlier training's best/model.safetensors."""
     objective: Objective = "bce"
     """bce: binary cross-entropy; l2: squared error on the sigmoid's output, as in the founding report; triplet: features
     whose distances tell the classes apart, with a linear layer on them (Bonettini et al. 2020)."""
@@ -232,7 +232,7 @@ class PredictConfig:
     checkpoint: tyro.conf.UseAppendAction[tuple[str, ...]]
     """Checkpoint folder (the train output's `best`), local or s3://; of several (--checkpoint A --checkpoint B) the mean of logits."""
     frames: int = 32
-    """Frames per video, evenly spread."""
+    """Frames per video, evenly spread; of a model that looks at clips, in clips as long as those of its training."""
     json: bool = False
     """Print JSON."""
     csv: bool = False

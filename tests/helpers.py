@@ -38,11 +38,13 @@ def write_face_shards(
     families_per_part: int = 1,
     image_format: str = "jpeg",
     labels: tuple[str | None, str | None] = ("REAL", "FAKE"),
+    clip: int | None = None,
 ) -> Path:
     """One real video and `fakes` fakes a family, one shard a family, one row group a video.
 
     Family i is in part and group i // families_per_part.
     Every `multiplier`-th frame of a real video is a core frame, and all frames of a fake are. Images are size x (size + 4) pixels.
+    clip: so many frames make a clip, and what is said of frames goes for clips.
     """
     rng = np.random.default_rng(0)
     (folder / "faces").mkdir(parents=True)
@@ -61,7 +63,9 @@ def write_face_shards(
                 "label": label,
             }
             step = 1 if number else multiplier
-            videos.append([_row(rng, ids, i, core=i % step == 0, size=size, image_format=image_format) for i in range(frames * step)])
+            of = clip or 1
+            rows = [_row(rng, ids, i, core=i // of % step == 0, size=size, image_format=image_format) for i in range(frames * step)]
+            videos.append([row | {"clip_id": clip and i // of, "clip_position": clip and i % of} for i, row in enumerate(rows)])
             ledger.append(ids | {"status": "ok", "generation": 0, "faces": frames * step})
         data = parquet_bytes(videos, FACES)
         sha256 = hashlib.sha256(data).hexdigest()

@@ -38,7 +38,7 @@ from dfdc_ray.shards.rows import RowTable, read_rows
 from dfdc_ray.train import transforms
 from dfdc_ray.train.loop import optimizer_of, step
 from dfdc_ray.train.memory import keep_freed_memory
-from dfdc_ray.train.validation import use_bf16
+from dfdc_ray.train.validation import model_to_device, use_bf16
 
 _WARM_UP = 3  # steps of each run that are not counted
 
@@ -130,7 +130,7 @@ def _stepper(config: BenchTrainConfig, device: torch.device) -> Callable[[Batch]
     """A fresh model and its step."""
     settings = TrainConfig(faces=config.faces, out=config.out, model=config.model)
     torch.manual_seed(0)
-    model = create_model(config.model).to(device).to(memory_format=torch.channels_last).train()
+    model = model_to_device(create_model(config.model), device).train()
     optimizer = optimizer_of(model, settings)
     if config.compile:
         model.compile()

@@ -80,7 +80,8 @@ def _validation(checkpoints: Sequence[Members], together: Members, uri: str) -> 
     manifest = read_manifest(uri)
     videos = split_videos(uri, together.config["split"], "validation")
     refuse_trained_on(videos.groups, together.config, what=f"the validation split of {uri}", uri="one of the checkpoints")
-    faces = faces_of(manifest, videos, cache=None)
+    clips = Scorer(together).clips
+    faces = faces_of(manifest, videos, clips=clips, cache=None)
     ids = faces.video_ids
     logits = np.stack([logits_of_rows(Scorer(each), faces.rows, batch_size=_BATCH) for each in checkpoints])
     seen = [row for row in videos.labelled if row["video_id"] in set(ids)]

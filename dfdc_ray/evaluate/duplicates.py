@@ -54,7 +54,8 @@ def _middle(rows: RowTable) -> RowTable:
 
 
 def _hash(image: torch.Tensor) -> torch.Tensor:
-    """uint8 [3,H,W] RGB -> uint8 [8]."""
+    """uint8 [3,H,W] RGB, or of a clip [T,3,H,W] its middle -> uint8 [8]."""
+    image = image if image.ndim == 3 else image[len(image) // 2]
     grey = cv2.cvtColor(np.ascontiguousarray(image.permute(1, 2, 0).numpy()), cv2.COLOR_RGB2GRAY)
     return torch.from_numpy(cv2.img_hash.pHash(grey)[0])
 

@@ -11,10 +11,10 @@ from typing import Any
 import torch
 
 from dfdc_ray.errors import UserError
-from dfdc_ray.models import create_model
+from dfdc_ray.models import create_model, takes_clips
 from dfdc_ray.train import checkpoint
 
-FREE = ("sampling", "frames", "real_multiplier")  # of the faces' configuration, what may differ without changing a face
+FREE = ("sampling", "frames", "clips", "real_multiplier")  # of the faces' configuration, what may differ without changing a face
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,11 @@ class Member:
     model: torch.nn.Module
     transform: dict[str, Any]
     weight: float = 1.0
+
+    @property
+    def clips(self) -> bool:
+        """Whether it looks at clips."""
+        return takes_clips(self.name)
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from dfdc_ray.evaluate.scorer import Scorer, load_scorer, score_rows, weights_of
 from dfdc_ray.evaluate.videos import SplitVideos, refuse_trained_on, split_videos
 from dfdc_ray.shards.cache import cached, check_folder
 from dfdc_ray.shards.manifest import Manifest, read_manifest
-from dfdc_ray.shards.rows import RowTable, read_rows
+from dfdc_ray.shards.rows import RowTable, clips_of, read_rows
 from dfdc_ray.train.memory import keep_freed_memory
 
 _BATCH = 64
@@ -39,7 +39,7 @@ _BATCH = 64
 
 @dataclass(frozen=True)
 class Faces:
-    """The core faces of the split's videos; sampled: frames by video_id."""
+    """The core faces of the split's videos, or the core clips of them; sampled: frames or clips by video_id."""
 
     rows: RowTable
     sampled: Mapping[str, int]
@@ -76,7 +76,7 @@ def evaluate(config: EvaluateConfig) -> None:
                 f"NEAR-DUPLICATES: {absent} of the groups that were trained on have no face in --training-faces and were not looked at.",
             )
     storage.make_dirs(config.out)  # what cannot be written is said before the work, not after
-    faces = faces_of(manifest, videos, cache=config.cache)
+    faces = faces_of(manifest, videos, clips=scorer.clips, cache=config.cache)
     report = _report(config, scorer, manifest, videos, faces, training=training, warnings=warnings)
     tables.show(report, console)
     files.write(report, config.out)
@@ -93,7 +93,7 @@ def calibrate(config: CalibrateConfig) -> None:
     manifest = read_manifest(config.faces)
     videos = split_videos(config.faces, scorer.config["split"], "validation")
     refuse_trained_on(videos.groups, scorer.config, what=f"the validation split of {config.faces}", uri=config.checkpoint)
-    faces = faces_of(manifest, videos, cache=config.cache)
+    faces = faces_of(manifest, videos, clips=scorer.clips, cache=config.cache)
     of_faces = score_rows(scorer, faces.rows, batch_size=_BATCH)
     found = {rule: faces.aggregate(of_faces, rule) for rule in RULES}
     scored = [row for row in videos.labelled if row["video_id"] in found[DEFAULT]]
@@ -113,13 +113,16 @@ def calibrate(config: CalibrateConfig) -> None:
     )
 
 
-def faces_of(manifest: Manifest, videos: SplitVideos, *, cache: str | None) -> Faces:
+def faces_of(manifest: Manifest, videos: SplitVideos, *, clips: bool, cache: str | None) -> Faces:
+    """UserError if clips are wanted and there are none."""
     rows = read_rows(manifest)
     wanted = pc.is_in(
         rows.table["video_id"].cast(pa.string()), value_set=pa.array([row["video_id"] for row in videos.labelled], pa.string())
     )
     rows = rows.take(pc.and_(wanted, rows.table["core"]).to_numpy(zero_copy_only=False))
-    return Faces(_cached(rows, cache), videos.sampled)
+    rows = clips_of(rows) if clips else rows
+    length = rows.clip_length or 1
+    return Faces(_cached(rows, cache), {video_id: frames // length for video_id, frames in videos.sampled.items()})
 
 
 def _cached(rows: RowTable, cache: str | None) -> RowTable:

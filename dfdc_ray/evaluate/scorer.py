@@ -1,5 +1,6 @@
 """A checkpoint's models with the transforms that validation used: face pictures in, probabilities of fake out."""
 
+import functools
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,8 +20,9 @@ from dfdc_ray.shards.dataset import FaceDataset, loader
 from dfdc_ray.shards.order import FixedOrder
 from dfdc_ray.shards.rows import RowTable
 from dfdc_ray.train import transforms
+from dfdc_ray.train.validation import model_to_device, to_device
 
-_BATCH = 64
+_BATCH, _CLIPS = 64, 4
 _GPU_LOADERS = 8  # processes that decode pictures for a GPU
 
 
@@ -35,7 +37,7 @@ class Scorer:
         self.members, self.config, self.bias, self.calibration = members.members, members.config, members.bias, calibration
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         for member in self.members:
-            member.model.to(self.device).to(memory_format=torch.channels_last).eval()
+            model_to_device(member.model, self.device).eval()
 
     @property
     def faces_config(self) -> dict[str, Any]:
@@ -54,22 +56,30 @@ class Scorer:
         """Of a video's score: calibrated, where the checkpoint is."""
         return score if self.calibration is None else float(self.calibration(np.array([score]))[0])
 
+    @property
+    def clips(self) -> bool:
+        """Whether what is scored are clips. Members that look at single frames then give the mean of their logits over a clip's."""
+        return any(member.clips for member in self.members)
+
     @torch.inference_mode()
     def logits(self, member: Member, images: torch.Tensor) -> np.ndarray:
-        """One member's, float64 [N], of pictures transformed for it, float32 [N,3,S,S]."""
-        found: torch.Tensor = member.model(images.to(self.device, memory_format=torch.channels_last))
-        return found.double().cpu().numpy()
+        """One member's, float64 [N], of pictures or clips transformed for it, float32 [N,3,S,S] or [N,T,3,S,S]."""
+        single = images.ndim == 5 and not member.clips
+        found: torch.Tensor = member.model(to_device(images.flatten(0, 1) if single else images, self.device)).double()
+        return (found.view(images.shape[:2]).mean(1) if single else found).cpu().numpy()
 
     def together(self, logits: Sequence[np.ndarray]) -> np.ndarray:
         """The weighted sum of the members' logits, float64 [N], and the bias."""
         return np.asarray(sum(member.weight * found for member, found in zip(self.members, logits, strict=True)) + self.bias)
 
-    def score(self, pictures: Sequence[bytes]) -> np.ndarray:
-        """Probabilities of fake, float64 [N], of encoded pictures (JPEG or PNG), decoded as the shards are."""
+    def score(self, pictures: Sequence[Sequence[bytes]]) -> np.ndarray:
+        """Probabilities of fake, float64 [N], of encoded pictures (JPEG or PNG), decoded as the shards are: of clips, or of one each."""
         ways = [(member, transforms.evaluation(member.transform)) for member in self.members]
         scores = [np.empty(0)]
-        for first in range(0, len(pictures), _BATCH):
-            rgb = [torch.from_numpy(decode(picture)).permute(2, 0, 1) for picture in pictures[first : first + _BATCH]]
+        step = _BATCH if not self.clips else _CLIPS
+        for first in range(0, len(pictures), step):
+            decoded = [[torch.from_numpy(decode(one)).permute(2, 0, 1) for one in each] for each in pictures[first : first + step]]
+            rgb = [torch.stack(each) if self.clips else each[0] for each in decoded]
             scores.append(_sigmoid(self.together([self.logits(member, torch.stack(list(map(way, rgb)))) for member, way in ways])))
         return np.concatenate(scores)
 
@@ -83,10 +93,10 @@ def score_rows(
     each: Callable[[np.ndarray, torch.Tensor], None] | None = None,
     what: str = "scoring",
 ) -> np.ndarray:
-    """Probabilities of fake, float64 [N], of all faces of a table, with progress.
+    """Probabilities of fake, float64 [N], of all lines of a table, with progress.
 
-    change: done to each stored picture (uint8 [3,H,W]) first. each: is given the positions of each batch and its pictures as the first
-    member gets them, but RGB in 0..1.
+    change: done to each stored picture (uint8 [3,H,W]) or clip first. each: is given the positions of each batch and its pictures (of clips
+    the middle frames) as the first member gets them, but RGB in 0..1.
     """
     return _sigmoid(logits_of_rows(scorer, rows, batch_size=batch_size, change=change, each=each, what=what))
 
@@ -106,13 +116,15 @@ def logits_of_rows(
     with Work(what, total=logits.size, unit="faces") as work:
         for member, found in zip(scorer.members, logits, strict=True):
             transform = transforms.evaluation(member.transform)
-            dataset = FaceDataset(rows, v2.Compose([change, transform]) if change else transform, FixedOrder(len(rows), batch_size))
+            changed = v2.Compose([functools.partial(_framewise, change), transform]) if change else transform
+            dataset = FaceDataset(rows, changed, FixedOrder(len(rows), batch_size))
             mean, std = (torch.tensor(member.transform[name])[:, None, None] for name in ("mean", "std"))
             for batch in loader(dataset, workers=min(_GPU_LOADERS, os.cpu_count() or 1) if on_gpu else 0, pin_memory=on_gpu):
                 positions = batch.positions.numpy()
                 found[positions] = scorer.logits(member, batch.images)
                 if each and member is scorer.members[0]:
-                    each(positions, batch.images * std + mean)
+                    images = batch.images if batch.images.ndim == 4 else batch.images[:, batch.images.shape[1] // 2]
+                    each(positions, images * std + mean)
                 work.advance(len(positions))
     return scorer.together(list(logits))
 
@@ -134,6 +146,11 @@ def load_scorer(*checkpoints: str, calibrated: bool = True) -> Scorer:
 def weights_of(config: dict[str, Any]) -> str:
     """SHA-256 of the weights of a checkpoint, by its config.json."""
     return str(config["files"]["model.safetensors"])
+
+
+def _framewise(change: Callable[[torch.Tensor], torch.Tensor], picture: torch.Tensor) -> torch.Tensor:
+    """Of a clip every frame by itself."""
+    return change(picture) if picture.ndim == 3 else torch.stack([change(frame) for frame in picture])
 
 
 def _sigmoid(logits: np.ndarray) -> np.ndarray:

@@ -1,8 +1,9 @@
 """The registry of models, and where their first weights come from.
 
-Every model takes float32 [N,3,S,S] and returns logits [N]; sigmoid(logit) is the probability of fake. Its class says where its ImageNet
-weights come from (IMAGENET; None: there are none), what its input looks like (CHANNELS: mean and standard deviation of R, G and B in 0..1;
-SIDE: the only S it takes, or None), and the prefixes of the parameters that depend on the task (HEAD).
+Every model takes float32 [N,3,S,S], or clips [N,T,3,S,S], and returns logits [N]; sigmoid(logit) is the probability of fake. Its class says
+where its pretrained weights come from (PRETRAINED: by name), what its input looks like (CHANNELS: mean and standard deviation of R, G and B
+in 0..1; SIDE: the only S it takes, or None; CLIPS: whether it looks at clips), and the prefixes of the parameters that depend on the task
+(HEAD: the first is its last layer). A model that can begin with another one's weights has `adapt(state)`, which renames them.
 """
 
 import importlib
@@ -26,8 +27,13 @@ _CLASSES = {
     "mesoinception4": "mesonet.MesoInception4",
     "efficientnet_b4": "efficientnet_b4.EfficientNetB4",
     "efficientnet_b4_attention": "efficientnet_b4.EfficientNetB4Attention",
+    "seresnext50": "seresnext50.SEResNeXt50",
+    "r3d_18": "video_resnet.R3D18",
+    "r2plus1d_18": "video_resnet.R2Plus1D18",
+    "resnet34_3d": "video_resnet.ResNet34In3D",
 }
 NAMES = tuple(_CLASSES)
+NO_FILE = ("imagenet", "kinetics", "none")  # weights that are no file
 
 _DOWNLOAD_TIMEOUT_S = 30.0  # without an answer; torch.hub itself would wait for ever
 
@@ -42,6 +48,11 @@ def channels(name: str) -> tuple[Sequence[float], Sequence[float]]:
     """Mean and standard deviation of R, G and B in 0..1 that a model takes its input with. UserError if there is none of that name."""
     found: tuple[Sequence[float], Sequence[float]] = _class(name).CHANNELS
     return found
+
+
+def takes_clips(name: str) -> bool:
+    """Whether a model looks at clips, not at single frames. UserError if there is none of that name."""
+    return bool(_class(name).CLIPS)
 
 
 def check_side(name: str, side: int) -> None:
@@ -59,13 +70,15 @@ def _class(name: str) -> Any:
 
 
 def load_weights(model: "nn.Module", weights: str) -> None:
-    """Fill the model in place: "imagenet", "none" (leaves it as it is), or the path or s3:// URI of a state dict (.safetensors, .pth).
+    """Fill the model in place: "imagenet", "kinetics", "none" (leave it as it is), or the path or URI of a state dict (.safetensors, .pth).
 
     The head is taken over if its shape fits and else stays as it is. UserError names what is missing, unexpected or of another shape.
     """
     if weights == "none":
         return
-    state = _imagenet(model) if weights == "imagenet" else _read(weights)
+    state = _pretrained(model, weights) if weights in NO_FILE else _read(weights)
+    if hasattr(model, "adapt"):
+        state = model.adapt(state)  # type: ignore[operator]
     head: str | tuple[str, ...] = model.HEAD  # type: ignore[assignment]
     own = model.state_dict()
     state = {k: v for k, v in state.items() if not (k.startswith(head) and (k not in own or own[k].shape != v.shape))}
@@ -81,15 +94,17 @@ def load_weights(model: "nn.Module", weights: str) -> None:
     model.load_state_dict(state, strict=False)
 
 
-def _imagenet(model: "nn.Module") -> "Mapping[str, torch.Tensor]":
+def _pretrained(model: "nn.Module", weights: str) -> "Mapping[str, torch.Tensor]":
     """Those that a package carries; or torchvision's, fetched at most once on a machine: the others wait at a lock, then find the file."""
     import torch
     from filelock import FileLock
     from torchvision.models import WeightsEnum
 
-    source: Any = model.IMAGENET
-    if source is None:
-        raise UserError(f"There are no ImageNet weights of {type(model).__name__}: give --weights none, or a file of weights.")
+    known: Mapping[str, Any] = model.PRETRAINED  # type: ignore[assignment]
+    if weights not in known:
+        there = f"there are {' and '.join(known)}" if known else "there are none"
+        raise UserError(f"--weights {weights}: of {type(model).__name__} {there}. --weights none trains from scratch; a file is taken too.")
+    source = known[weights]
     if not isinstance(source, WeightsEnum):
         packaged: Mapping[str, torch.Tensor] = source()
         return packaged
@@ -102,7 +117,7 @@ def _imagenet(model: "nn.Module") -> "Mapping[str, torch.Tensor]":
             return source.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # no network, or a damaged file
         raise UserError(
-            f"The ImageNet weights could not be loaded ({error}).\n"
+            f"The {weights} weights could not be loaded ({error}).\n"
             f"With a network they are fetched from {source.url}\n"
             f"Without one, place that file at {file}\n"
             "or anywhere else and give --weights FILE; --weights none trains from scratch."
@@ -116,7 +131,7 @@ def _read(uri: str) -> "Mapping[str, torch.Tensor]":
     from safetensors import SafetensorError
     from safetensors.torch import load
 
-    advice = "Give imagenet, none, or a state dict saved as .safetensors or .pth."
+    advice = "Give imagenet, kinetics, none, or a state dict saved as .safetensors or .pth."
     try:
         with storage.open_input(uri) as file:
             state = load(file.read()) if uri.endswith(".safetensors") else torch.load(file, map_location="cpu", weights_only=True)

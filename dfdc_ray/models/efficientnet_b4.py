@@ -2,6 +2,8 @@
 Bonettini et al. 2020 (https://arxiv.org/abs/2004.07676), whose ensemble is of these two.
 """
 
+from types import MappingProxyType
+
 import torch
 from torch import nn
 from torchvision.models import EfficientNet_B4_Weights, efficientnet_b4
@@ -12,10 +14,11 @@ _ATTENDED = 4  # of torchvision's stages, the stem included: 56 channels at an e
 class EfficientNetB4(nn.Module):
     """float32 [N,3,S,S] -> logits [N]. Parameters keep torchvision's names, so that its weights load as they are."""
 
-    IMAGENET = EfficientNet_B4_Weights.IMAGENET1K_V1
+    PRETRAINED = MappingProxyType({"imagenet": EfficientNet_B4_Weights.IMAGENET1K_V1})
     HEAD: str | tuple[str, ...] = "classifier."
     CHANNELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     SIDE = None
+    CLIPS = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -5,6 +5,7 @@ network is needed (EfficientNet: Tan and Le 2019, https://arxiv.org/abs/1905.119
 import hashlib
 import io
 from collections.abc import Mapping
+from types import MappingProxyType
 
 import timm
 import torch
@@ -32,10 +33,11 @@ def _packaged() -> Mapping[str, torch.Tensor]:
 class EfficientNetLite0(nn.Module):
     """float32 [N,3,S,S] -> logits [N]."""
 
-    IMAGENET = staticmethod(_packaged)
+    PRETRAINED = MappingProxyType({"imagenet": _packaged})
     HEAD = "body.classifier."
     CHANNELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     SIDE = None
+    CLIPS = False
 
     def __init__(self) -> None:
         super().__init__()

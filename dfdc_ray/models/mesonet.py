@@ -3,6 +3,10 @@
 Batch normalisation and dropout are set as in their Keras code. Their loss is the squared error: --objective l2.
 """
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -10,9 +14,10 @@ from torch import nn
 class _MesoNet(nn.Module):
     """float32 [N,3,256,256] -> logits [N]. The features of the last two layers are the same in both networks; the first two differ."""
 
-    IMAGENET = None
+    PRETRAINED: Mapping[str, Any] = MappingProxyType({})
     HEAD = "classify."
     CHANNELS = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # 0..1, as it is
+    CLIPS = False
     SIDE = 256  # the classifier is connected to every place of an 8x8 map
 
     def __init__(self, first: nn.Module, second: nn.Module, channels: tuple[int, int]) -> None:

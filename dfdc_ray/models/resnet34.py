@@ -1,5 +1,7 @@
 """ResNet34 (He et al. 2015, https://arxiv.org/abs/1512.03385) from torchvision, with one output."""
 
+from types import MappingProxyType
+
 import torch
 from torchvision.models.resnet import BasicBlock, ResNet, ResNet34_Weights
 
@@ -7,10 +9,11 @@ from torchvision.models.resnet import BasicBlock, ResNet, ResNet34_Weights
 class ResNet34(ResNet):
     """float32 [N,3,S,S] -> logits [N]. Parameters keep torchvision's names, so that its weights load as they are."""
 
-    IMAGENET = ResNet34_Weights.IMAGENET1K_V1
+    PRETRAINED = MappingProxyType({"imagenet": ResNet34_Weights.IMAGENET1K_V1})
     HEAD = "fc."
     CHANNELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     SIDE = None
+    CLIPS = False
 
     def __init__(self) -> None:
         # Blocks begin as identities, which speeds up training from scratch (Goyal et al. 2017, https://arxiv.org/abs/1706.02677, 5.1).

@@ -99,8 +99,17 @@ def score_video(uri: str, scorer: Scorer, detector: Detector | None, settings: S
         status: Literal["no_face", "error"] = "no_face" if ledger["status"] == "no_face" else "error"
         why = f"no face in {ledger['core_decoded']} sampled frames" if status == "no_face" else ledger["error"]
         return VideoScore(uri=uri, status=status, stage=ledger["stage"], error=why, frames_sampled=ledger["core_decoded"])
-    scores = scorer.score([row["image"]["bytes"] for row in rows])
-    return _judged(uri, rows, scores, sampled=ledger["core_decoded"], scorer=scorer)
+    clips = _clips(rows) if scorer.clips else [[row] for row in rows]
+    scores = scorer.score([[row["image"]["bytes"] for row in clip] for clip in clips])
+    return _judged(uri, [clip[0] for clip in clips], scores, sampled=ledger["core_decoded"] // len(clips[0]), scorer=scorer)
+
+
+def _clips(rows: Sequence[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Rows of the same clip of the same track, in the order of its frames."""
+    clips: dict[tuple[int, int], list[dict[str, Any]]] = {}
+    for row in sorted(rows, key=lambda row: row["clip_position"]):
+        clips.setdefault((row["track_id"] or 0, row["clip_id"]), []).append(row)
+    return list(clips.values())
 
 
 def _judged(uri: str, rows: list[dict[str, Any]], scores: np.ndarray, *, sampled: int, scorer: Scorer) -> VideoScore:
@@ -143,9 +152,13 @@ def _judged(uri: str, rows: list[dict[str, Any]], scores: np.ndarray, *, sampled
 
 
 def load_predictor(*checkpoints: str, frames: int) -> tuple[Scorer, Detector | None, Settings]:
-    """The models, and the detector and settings of its training faces with `frames` evenly spread frames per video."""
+    """The models, and the detector and settings of their training faces with `frames` frames per video, evenly spread or in clips."""
     scorer = load_scorer(*checkpoints)
-    settings = replace(_settings(scorer.faces_config), sampling="spread", frames=frames, real_multiplier=1)
+    settings = replace(_settings(scorer.faces_config), real_multiplier=1)
+    if scorer.clips:
+        settings = replace(settings, clips=max(1, round(frames / settings.frames)))
+    else:
+        settings = replace(settings, sampling="spread", frames=frames, clips=None, stride=None)
     if settings.detector is None:  # whole frames
         return scorer, None, settings
     detector = load_detector(settings.detector, threshold=settings.detector_threshold, long_side=settings.detector_long_side)

@@ -21,11 +21,11 @@ from dfdc_ray.shards.rows import RowTable
 CACHE_BYTES = 2 * WINDOW_BYTES + (64 << 20)  # two windows, for the batch that straddles their border
 _THREADS = 16  # for reading many small objects
 
-Transform = Callable[[torch.Tensor], torch.Tensor]  # uint8 [3,H,W] RGB -> float32 [3,S,S]
+Transform = Callable[[torch.Tensor], torch.Tensor]  # uint8 [3,H,W] RGB -> float32 [3,S,S]; of clips [T,3,H,W] -> [T,3,S,S]
 
 
 class Batch(NamedTuple):
-    """images: float32 [b,3,S,S]; labels: float32 [b], nan unlabelled; positions: int64 [b], in the RowTable."""
+    """images: float32 [b,3,S,S], of clips [b,T,3,S,S]; labels: float32 [b], nan unlabelled; positions: int64 [b], in the RowTable."""
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -63,7 +63,9 @@ class FaceDataset(IterableDataset[Batch]):
         """One batch, from the open `pictures()`."""
         samples = self.order[number]
         group, row = self.group[samples.positions], self.row[samples.positions]
-        pictures = images.read(list(zip(group.tolist(), row.tolist(), strict=True)))
+        pictures = images.read(list(zip(group.ravel().tolist(), row.ravel().tolist(), strict=True)))
+        if group.ndim == 2:
+            pictures = [_clip(pictures[i : i + group.shape[1]]) for i in range(0, len(pictures), group.shape[1])]
         if samples.seeds is None:
             tensors = [self.transform(picture) for picture in pictures]
         else:
@@ -124,6 +126,11 @@ class _Images:
         except (ValueError, TypeError) as error:  # TypeError: null
             file, number, _ = self.groups[group]
             raise UserError(f"{self.files[file]}, row group {number}, row {row}: the image is damaged. Copy the shard again.") from error
+
+
+def _clip(pictures: Sequence[torch.Tensor]) -> torch.Tensor:
+    """uint8 [T,3,H,W] of a clip's pictures, which are of one size: one rectangle cut them out."""
+    return torch.stack(list(pictures))
 
 
 def _seeded(transform: Transform, picture: torch.Tensor, seed: tuple[int, int, int]) -> torch.Tensor:

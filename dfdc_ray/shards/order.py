@@ -108,6 +108,7 @@ class ShuffledOrder:
         rng = np.random.default_rng([self.seed, epoch])
         pool = self._balanced(rng) if self.balance in ("sample", "groups") else np.arange(len(self.rows))
         group = self.rows.column("group")[pool]
+        group = group if group.ndim == 1 else group[:, 0]  # a track's frames are in one row group
         visited = rng.permutation(np.unique(group))
         sizes = self.rows.groups[visited, 2]
         window = np.zeros(len(self.rows.groups), np.int64)

@@ -9,10 +9,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from dfdc_ray.corpus.splits import Split, assign
+from dfdc_ray.errors import UserError
 from dfdc_ray.shards.manifest import Manifest, ShardFile, open_shard
 
 _THREADS = 16  # for reading many small objects
-_COLUMNS = ["video_id", "group_id", "part", "label", "core", "frame", "time_s", "track_id"]
+_COLUMNS = ["video_id", "group_id", "part", "label", "core", "frame", "time_s", "track_id", "clip_id", "clip_position"]
 _DICTIONARY = ["video_id", "group_id", "label"]
 
 
@@ -23,7 +24,7 @@ class RowTable:
     files: URIs of the shards; sizes: in bytes; sha256: of their bytes, in hexadecimal.
     groups: int64 [G,3], one line for each row group: file, row group in the file, bytes of its images.
     table: one line for each row: group (line of `groups`), row (in the row group), video_id, group_id, part, label, core, frame, time_s,
-    track_id.
+    track_id, clip_id, clip_position. Of `clips_of` one line for each clip.
     """
 
     files: tuple[str, ...]
@@ -51,8 +52,18 @@ class RowTable:
         """int64 [N]: a number for each video, the same for all of its rows."""
         return pc.dictionary_encode(self.table["video_id"]).combine_chunks().indices.to_numpy().astype(np.int64)
 
+    @property
+    def clip_length(self) -> int | None:
+        """Frames in each line's clip; None where lines are single frames."""
+        kind = self.table.schema.field("group").type
+        return kind.list_size if pa.types.is_fixed_size_list(kind) else None
+
     def column(self, name: str) -> np.ndarray:
-        return self.table[name].to_numpy()
+        """[N]; of `group` and `row` of clips [N,T]."""
+        column = self.table[name].combine_chunks()
+        if not pa.types.is_fixed_size_list(column.type):
+            return column.to_numpy(zero_copy_only=False)
+        return column.flatten().to_numpy().reshape(len(self), -1)
 
 
 def read_rows(manifest: Manifest) -> RowTable:
@@ -76,6 +87,29 @@ def read_rows(manifest: Manifest) -> RowTable:
         groups=np.array(groups, dtype=np.int64).reshape(-1, 3),
         table=table,
     )
+
+
+def clips_of(rows: RowTable) -> RowTable:
+    """One line for each clip of a track that has all its frames: its first frame's, with lists of every frame's for `group` and `row`.
+
+    UserError if there is none, or clips are not all equally long.
+    """
+    clip, position = (pc.fill_null(rows.table[name], -1).to_numpy() for name in ("clip_id", "clip_position"))
+    track = pc.fill_null(rows.table["track_id"], 0).to_numpy()
+    if not len(rows) or position.max() < 0:
+        raise UserError("These faces are single frames, but the model looks at clips: preprocess with --sampling clips.")
+    length = int(position.max()) + 1
+    order = np.lexsort((position, clip, track, rows.videos))
+    order = order[clip[order] >= 0]
+    key = np.stack([rows.videos, track, clip])[:, order]
+    starts = np.flatnonzero(np.r_[True, (np.diff(key) != 0).any(0)])
+    whole = starts[np.diff(np.r_[starts, len(order)]) == length]
+    members = order[whole[:, None] + np.arange(length)]
+    table = rows.table.take(pa.array(members[:, 0]))
+    for name in ("group", "row"):
+        values = pa.FixedSizeListArray.from_arrays(pa.array(rows.column(name)[members].ravel()), length)
+        table = table.set_column(table.schema.get_field_index(name), name, values)
+    return replace(rows, table=table)
 
 
 def split_mask(rows: RowTable, rule: str, split: Split) -> np.ndarray:

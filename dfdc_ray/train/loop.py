@@ -32,7 +32,7 @@ from dfdc_ray.train import checkpoint, transforms
 from dfdc_ray.train.objectives import OBJECTIVES, for_training
 from dfdc_ray.train.plan import Plan, checkpoints, on_this_node
 from dfdc_ray.train.progress import Board, Meter
-from dfdc_ray.train.validation import METRICS, use_bf16, validate
+from dfdc_ray.train.validation import METRICS, model_to_device, to_device, use_bf16, validate
 
 SELECTION = "lowest validation video log loss (mean probability of a video's core faces)"
 WARM_UP = 0.05  # share of the steps over which the learning rate rises from 0
@@ -150,7 +150,7 @@ def _train_epoch(run: "_Run", stream: Iterator[Batch], steps_per_epoch: int, met
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, *, objective: Objective, device: torch.device) -> torch.Tensor:
     """One step of the optimizer; the loss of this process's share of the batch."""
-    images = batch.images.to(device, memory_format=torch.channels_last, non_blocking=True)
+    images = to_device(batch.images, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(device)):
         outputs = model(images)
     loss = OBJECTIVES[objective](outputs, batch.labels.to(device, non_blocking=True))
@@ -247,7 +247,7 @@ def _start(config: TrainConfig, plan: Plan, *, rank: int, world_size: int, devic
         raise UserError(f"The checkpoints in {checkpoints(config)} have gone since this run began. Run the same command again.")
     model = create_model(config.model)
     model.load_state_dict(weights)
-    model.to(device).to(memory_format=torch.channels_last)
+    model_to_device(model, device)
     optimizer = optimizer_of(model, config)
     at = Position()
     if saved:

@@ -16,11 +16,11 @@ from dfdc_ray.config import Balance, TrainConfig
 from dfdc_ray.console import console
 from dfdc_ray.corpus.splits import SPLITS, Split
 from dfdc_ray.errors import UserError
-from dfdc_ray.models import check_side, create_model, load_weights
+from dfdc_ray.models import NO_FILE, check_side, create_model, load_weights, takes_clips
 from dfdc_ray.shards.cache import cached, check_folder
 from dfdc_ray.shards.manifest import read_manifest
 from dfdc_ray.shards.order import ShuffledOrder
-from dfdc_ray.shards.rows import RowTable, read_rows, split_mask
+from dfdc_ray.shards.rows import RowTable, clips_of, read_rows, split_mask
 from dfdc_ray.train import checkpoint
 
 # A run may go on with these changed; anything else would make it another run. `faces` may have moved: its data hash is compared.
@@ -81,6 +81,8 @@ def prepare(config: TrainConfig) -> Plan:
     rows = rows.take(~np.isnan(rows.labels))
     if not len(rows):
         raise UserError(f"{config.faces} has no labelled face: training needs videos with metadata.json labels.")
+    if takes_clips(config.model):
+        rows = clips_of(rows)
     splits = {split: rows.take(split_mask(rows, config.split, split)) for split in SPLITS}
     if config.groups is not None:
         splits["train"] = _some_groups(splits["train"], config)
@@ -217,7 +219,7 @@ def _seen_before(config: TrainConfig, groups: dict[Split, set[str]]) -> set[str]
     UserError if one of them is in validation or test here, or one that it was chosen by in test: what is measured on them would not be of
     unseen people.
     """
-    if config.weights in ("imagenet", "none"):
+    if config.weights in NO_FILE:
         return set()
     try:
         earlier = checkpoint.seen_by(config.weights)

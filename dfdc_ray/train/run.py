@@ -32,6 +32,7 @@ from dfdc_ray.cluster.run import connect, joined, require
 from dfdc_ray.config import TrainConfig
 from dfdc_ray.console import console
 from dfdc_ray.errors import UserError
+from dfdc_ray.models import NO_FILE
 from dfdc_ray.shards.cache import check_folder
 from dfdc_ray.shards.dataset import Batch, FaceDataset
 from dfdc_ray.train import checkpoint, memory
@@ -205,7 +206,7 @@ class _Maker:
 
 def _absolute(config: TrainConfig) -> TrainConfig:
     """Workers run in another folder: paths must not depend on the current one."""
-    weights = config.weights if config.weights in ("imagenet", "none") else storage.absolute(config.weights)
+    weights = config.weights if config.weights in NO_FILE else storage.absolute(config.weights)
     return replace(
         config,
         faces=storage.absolute(config.faces),

@@ -52,7 +52,7 @@ def two(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 def _logits(scorer: Scorer) -> np.ndarray:
-    scores = scorer.score(PICTURES)
+    scores = scorer.score([[picture] for picture in PICTURES])
     return np.log(scores / (1 - scores))
 
 
@@ -74,6 +74,16 @@ def test_a_saved_combination_is_a_checkpoint_like_any_other(two: tuple[str, str]
 
     nested = mean([load_members(str(tmp_path / "both")), load_members(two[0])])
     assert _logits(Scorer(nested)) == pytest.approx((2 * a - 0.5 * b + 0.25 + a) / 2, abs=1e-4)
+
+
+def test_on_clips_a_model_of_frames_gives_the_mean_of_its_logits(two: tuple[str, str], tmp_path: Path) -> None:
+    over_time = _checkpoint(tmp_path / "c", "r3d_18", 32, 1)
+    scores = load_scorer(over_time).score([PICTURES])
+    both = load_scorer(two[1], over_time)
+    assert both.clips
+    together = both.score([PICTURES])[0]
+    frames = _logits(load_scorer(two[1])).mean()
+    assert np.log(together / (1 - together)) == pytest.approx((frames + np.log(scores[0] / (1 - scores[0]))) / 2, abs=1e-4)
 
 
 def test_what_does_not_go_together_is_refused(two: tuple[str, str], tmp_path: Path) -> None:

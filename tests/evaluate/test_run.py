@@ -161,7 +161,7 @@ def test_scores_are_those_of_the_core_frames_of_the_main_track(faces: Path, best
                 pictures.setdefault(row["video_id"], []).append(row["image"]["bytes"])
     assert sorted(map(len, pictures.values())) == [FRAMES] * 9
     for video_id, main_track in pictures.items():
-        assert float(found[video_id]) == pytest.approx(scorer.score(main_track).mean(), abs=1e-5)
+        assert float(found[video_id]) == pytest.approx(scorer.score([[picture] for picture in main_track]).mean(), abs=1e-5)
 
 
 def test_the_same_again_gives_the_same_report(faces: Path, best: Path, report_of_test: Path, tmp_path: Path) -> None:

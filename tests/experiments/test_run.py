@@ -39,6 +39,7 @@ class Small(nn.Module):
     HEAD = "fc."
     CHANNELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     SIDE = None
+    CLIPS = False
 
     def __init__(self) -> None:
         super().__init__()

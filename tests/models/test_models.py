@@ -12,7 +12,7 @@ from skimage.data import chelsea
 from torchvision.transforms.v2 import functional
 
 from dfdc_ray.errors import UserError
-from dfdc_ray.models import NAMES, check_side, create_model, load_weights
+from dfdc_ray.models import NAMES, check_side, create_model, load_weights, takes_clips
 from dfdc_ray.models.efficientnet_lite0 import EfficientNetLite0
 
 
@@ -20,7 +20,7 @@ from dfdc_ray.models.efficientnet_lite0 import EfficientNetLite0
 def test_logits(name: str) -> None:
     model = create_model(name).eval()
     side = 256 if name.startswith("meso") else 64
-    logits = model(torch.rand(2, 3, side, side))
+    logits = model(torch.rand(2, 8, 3, side, side) if takes_clips(name) else torch.rand(2, 3, side, side))
     assert logits.shape == (2,)
     assert logits.dtype == torch.float32
 
@@ -45,6 +45,9 @@ def test_a_fresh_head_says_nothing_yet() -> None:
         ("mesoinception4", 28_615),
         ("efficientnet_b4", 17_548_616 + 1793),
         ("efficientnet_b4_attention", 17_548_616 + 1793 + 57),
+        ("seresnext50", 27_559_896 - 2_049_000 + 2049),
+        ("r3d_18", 33_371_472 - 205_200 + 513),  # of Kinetics' 400 outputs
+        ("r2plus1d_18", 31_505_325 - 205_200 + 513),
         ("efficientnet_lite0", 4_652_008 - 1_281_000 + 1281),
     ],
 )
@@ -57,7 +60,7 @@ def test_mesonet_takes_one_size() -> None:
         check_side("meso4", 224)
     check_side("meso4", 256)
     check_side("resnet34", 97)
-    with pytest.raises(UserError, match="no ImageNet weights of Meso4: give --weights none"):
+    with pytest.raises(UserError, match="of Meso4 there are none"):
         load_weights(create_model("meso4"), "imagenet")
 
 
@@ -85,6 +88,26 @@ def test_attention_that_is_one_everywhere_changes_nothing(tmp_path: Path) -> Non
         assert torch.equal(attentive(x), plain(x))
         attentive.attention.bias.data.zero_()
         assert not torch.equal(attentive(x), plain(x))
+
+
+def test_inflated_weights_do_to_equal_frames_what_they_did_to_one(tmp_path: Path) -> None:
+    """In the midst of a clip so long that its padded ends are not felt there."""
+    torch.manual_seed(0)
+    flat, deep = create_model("resnet34").eval(), create_model("resnet34_3d").eval()
+    with torch.no_grad():
+        for name, weight in flat.named_parameters():
+            if name.endswith("bn2.weight"):  # residual blocks begin as identities
+                weight.fill_(0.2)
+    save_file(flat.state_dict(), tmp_path / "flat.safetensors")
+    load_weights(deep, str(tmp_path / "flat.safetensors"))
+    x = torch.rand(1, 3, 32, 32)
+    with torch.inference_mode():
+        expected = flat.maxpool(flat.relu(flat.bn1(flat.conv1(x))))
+        expected = flat.layer2(flat.layer1(expected))
+        found = deep.layer2(deep.layer1(deep.stem(x[:, :, None].expand(-1, -1, 41, -1, -1))))
+    assert found.shape[2] == 21
+    assert torch.allclose(found[:, :, 10], expected, atol=1e-4)
+    assert deep(x[:, None].expand(-1, 8, -1, -1, -1)).shape == (1,)
 
 
 def test_unknown_model() -> None:
@@ -177,7 +200,7 @@ def test_imagenet_is_taken_from_where_the_message_says(
 
 def test_packaged_imagenet_weights_are_those_of_the_very_network() -> None:
     """With them timm's network calls skimage's photograph of a cat a cat: layers in a wrong order would see nothing."""
-    weights = EfficientNetLite0.IMAGENET()
+    weights = EfficientNetLite0.PRETRAINED["imagenet"]()
     network = timm.create_model("tf_efficientnet_lite0", num_classes=1000).eval()
     network.load_state_dict({name.removeprefix("body."): value for name, value in weights.items()})
     picture = torch.from_numpy(chelsea()).permute(2, 0, 1).float() / 255

@@ -131,8 +131,21 @@ def test_the_model_sees_what_the_shards_would_hold(found: Any, folder: Path, bes
     with av.open(str(folder / "face.mp4")) as container:
         frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
     pictures = [encode(cut(frames[face.frame], face.crop, max_side=320), "jpeg") for face in found.tracks[0].faces]
-    again = load_scorer(str(best)).score(pictures)
+    again = load_scorer(str(best)).score([[picture] for picture in pictures])
     assert [face.score for face in found.tracks[0].faces] == pytest.approx(again.tolist(), abs=1e-6)
+
+
+def test_clips_are_scored_as_such(folder: Path, tmp_path: Path) -> None:
+    """Three clips are asked for by 12 frames: one before the face comes, two with it."""
+    torch.manual_seed(0)
+    clips = settings_of(PreprocessConfig(corpus=("unused",), out="unused", sampling="clips", frames=4, clips=8))
+    config = {"model": "r3d_18", "transform": transforms.recipe(32, "r3d_18"), "faces_config": asdict(clips)}
+    checkpoint.save(str(tmp_path / "best"), weights=create_model("r3d_18").state_dict(), config=config, state=None)
+    found = score_video(str(folder / "face.mp4"), *load_predictor(str(tmp_path / "best"), frames=12))
+    assert (found.status, found.frames_sampled) == ("ok", 3)
+    (track,) = found.tracks
+    assert len(track.faces) == len(found.frames) == 2
+    assert track.coverage == pytest.approx(2 / 3)
 
 
 def test_whole_frames_need_no_face(folder: Path, best_of_frames: Path) -> None:

@@ -16,7 +16,7 @@ from dfdc_ray.shards import order as orders
 from dfdc_ray.shards.dataset import FaceDataset, loader
 from dfdc_ray.shards.manifest import read_manifest
 from dfdc_ray.shards.order import FixedOrder, ShuffledOrder
-from dfdc_ray.shards.rows import RowTable, read_rows, split_mask
+from dfdc_ray.shards.rows import RowTable, clips_of, read_rows, split_mask
 from dfdc_ray.train import transforms
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")  # torchvision's own v2.JPEG
@@ -55,6 +55,36 @@ def test_png_shards(tmp_path: Path) -> None:
     batch = next(iter(FaceDataset(rows, transforms.evaluation(transforms.recipe(48, "resnet34")), FixedOrder(len(rows), 4))))
     assert batch.images.shape == (4, 3, 48, 48)
     assert batch.images.dtype == torch.float32
+
+
+def test_clips_are_batches_of_their_frames(tmp_path: Path) -> None:
+    """Four clips of two frames for each of two videos; one frame and one whole clip are missing: what is not whole is left out."""
+    faces = write_face_shards(tmp_path / "f", families=1, fakes=1, frames=8, multiplier=1, clip=2)
+    rows = read_rows(read_manifest(str(faces)))
+    gaps = np.ones(len(rows), bool)
+    gaps[[3, 8, 9]] = False
+    clips = clips_of(rows.take(gaps))
+    assert clips.clip_length == 2
+    assert (len(rows), len(clips)) == (16, 6)
+    assert clips.column("frame").tolist() == [0, 40, 60, 20, 40, 60]
+    identity = FaceDataset(clips, lambda clip: clip.float(), FixedOrder(6, 4))
+    plain = FaceDataset(rows, lambda picture: picture.float(), FixedOrder(16, 16))
+    frames = next(iter(plain)).images
+    batches = list(loader(identity, workers=0))
+    assert [tuple(b.images.shape) for b in batches] == [(4, 2, 3, 32, 36), (2, 2, 3, 32, 36)]
+    found = torch.cat([b.images for b in batches])
+    assert torch.equal(found, torch.stack([frames[[i, i + 1]] for i in (0, 4, 6, 10, 12, 14)]))
+    assert torch.cat([b.labels for b in batches]).tolist() == [0, 0, 0, 1, 1, 1]
+
+    seeded = FaceDataset(clips, transforms.training(transforms.recipe(32, "resnet34")), ShuffledOrder(clips, 2, 0, 1))
+    assert all(b.images.shape == (2, 2, 3, 32, 32) for b in seeded)
+    assert sorted(_flat(ShuffledOrder(clips, 2, 0, 1))) == list(range(6))
+
+
+def test_single_frames_are_no_clips(rows: RowTable) -> None:
+    assert rows.clip_length is None
+    with pytest.raises(UserError, match="--sampling clips"):
+        clips_of(rows)
 
 
 def test_splits(rows: RowTable) -> None:

@@ -28,6 +28,7 @@ class Plain(nn.Module):
     HEAD = "fc."
     CHANNELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     SIDE = None
+    CLIPS = False
 
     def __init__(self) -> None:
         super().__init__()

@@ -30,6 +30,7 @@ class Tiny(nn.Module):
     HEAD = "fc."
     CHANNELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     SIDE = None
+    CLIPS = False
 
     def __init__(self) -> None:
         super().__init__()
@@ -126,6 +127,28 @@ def test_resumes_exactly(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, t
     for where in (lambda c: checkpoint.newest(checkpoints(c)), lambda c: checkpoint.load(f"{c.out}/best")):
         whole, resumed = where(config), where(cut)
         assert all(torch.equal(whole.weights[k], resumed.weights[k]) for k in whole.weights)
+
+
+class TinyOverTime(Tiny):
+    """The same, on the mean over a clip's frames."""
+
+    CLIPS = True
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x.mean(1))
+
+
+def test_learns_from_clips(config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfdc_ray.models.video_resnet.R3D18", TinyOverTime)
+    faces = write_face_shards(tmp_path / "clips", frames=6, clip=3)
+    config = replace(config, faces=str(faces), model="r3d_18", batch_size=8)
+    plan = prepare(config)
+    assert plan.train.clip_length == 3
+    assert (plan.counts["train"].real_rows, plan.counts["train"].fake_rows) == (6 * 4, 12 * 2)
+    history = train_loop(config, plan)
+    assert history[-1]["video_auc"] == 1.0
+    with pytest.raises(UserError, match="--sampling clips"):
+        prepare(replace(config, faces=str(write_face_shards(tmp_path / "frames"))))
 
 
 def test_resumes_from_the_one_before_when_the_newest_is_damaged(config: TrainConfig) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dfdc_ray.models import NAMES, create_model
+from dfdc_ray.models import NAMES, create_model, takes_clips
 from dfdc_ray.train.loop import schedule
 from dfdc_ray.train.objectives import Siamese, bce, for_training, l2, triplet
 
@@ -81,6 +81,12 @@ def test_a_batch_of_one_class_has_no_triplets() -> None:
 def test_every_model_has_features_for_triplets(name: str) -> None:
     model = create_model(name)
     side = 256 if name.startswith("meso") else 64
-    logits, features = for_training(model, "triplet")(torch.rand(2, 3, side, side))
+    logits, features = for_training(model, "triplet")(
+        torch.rand(2, 8, 3, side, side) if takes_clips(name) else torch.rand(2, 3, side, side)
+    )
     assert logits.shape == (2,)
-    assert features.shape == (2, {"resnet34": 512, "efficientnet_lite0": 1280, "meso4": 16, "mesoinception4": 16}.get(name, 1792))
+    assert features.shape == (2, model.get_submodule(_last_layer(model)).in_features)
+
+
+def _last_layer(model: nn.Module) -> str:
+    return [name for name, layer in model.named_modules() if isinstance(layer, nn.Linear)][-1]
