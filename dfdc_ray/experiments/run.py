@@ -12,9 +12,12 @@ import json
 from dataclasses import asdict
 from typing import Any
 
+from rich.markup import escape
+
 from dfdc_ray import storage
 from dfdc_ray.config import EvaluateConfig, ExperimentsConfig, PreprocessConfig, TrainConfig
 from dfdc_ray.console import console
+from dfdc_ray.errors import UserError
 from dfdc_ray.evaluate.run import evaluate
 from dfdc_ray.experiments.cells import IMPROVED_NAME, Cell, cells, curve
 from dfdc_ray.experiments.regroup import regroup
@@ -32,11 +35,16 @@ def report(config: ExperimentsConfig) -> None:
         console.rule(f"{number} of {len(todo)} and the learning curve: {cell.name}")
         lines.append(_line(config, cell, made))
     groups = len(next(line for line in lines if line.cell.name == IMPROVED_NAME).train_groups)
+    left_out: dict[str, str] = {}
     for cell in curve(config, groups):
         console.rule(f"learning curve: {cell.name}")
-        lines.append(_line(config, cell, made))
-    text = markdown(config, lines)
-    found = {"config": asdict(config), "lines": [{"cell": asdict(line.cell), "report": line.uri} for line in lines]}
+        try:
+            lines.append(_line(config, cell, made))
+        except UserError as error:  # such as that those few groups have no fake
+            left_out[cell.name] = str(error)
+            console.print(f"[yellow]Left out: {escape(left_out[cell.name])}[/]", soft_wrap=True)
+    text = markdown(config, lines, left_out)
+    found = {"config": asdict(config), "lines": [{"cell": asdict(line.cell), "report": line.uri} for line in lines], "left_out": left_out}
     storage.write_bytes(storage.join(config.out, "experiments.json"), (json.dumps(found, indent=1) + "\n").encode())
     storage.write_bytes(storage.join(config.out, "experiments.md"), text.encode())
     console.rule("done")

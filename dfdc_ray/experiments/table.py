@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
@@ -82,8 +83,8 @@ def console_table(lines: Sequence[Line], console: Console) -> None:
     console.print(table)
 
 
-def markdown(config: ExperimentsConfig, lines: Sequence[Line]) -> str:
-    """The whole: protocol, table, what it says."""
+def markdown(config: ExperimentsConfig, lines: Sequence[Line], left_out: Mapping[str, str] = MappingProxyType({})) -> str:
+    """The whole: protocol, table, what it says. left_out: lines that cannot be had, and why."""
     improved = _named(lines, IMPROVED_NAME)
     protocol = improved.report["protocol"]
     warnings = [*improved.report["warnings"], *_not_comparable(config)]
@@ -99,6 +100,7 @@ def markdown(config: ExperimentsConfig, lines: Sequence[Line]) -> str:
             "accuracy, on the Kaggle sample, its split unstated.",
             "",
             markdown_table(_HEAD, map(_cells, lines)),
+            *(f"Left out: {name}: {why}\n" for name, why in left_out.items()),
             "## What the numbers say",
             "",
             " ".join(_sentences(lines)),

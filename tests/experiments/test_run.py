@@ -12,7 +12,10 @@ from torch import nn
 
 from dfdc_ray.config import ExperimentsConfig, TrainConfig
 from dfdc_ray.demo.corpus import demo_split, write_corpus
+from dfdc_ray.errors import UserError
 from dfdc_ray.experiments import run
+from dfdc_ray.experiments.cells import Cell
+from dfdc_ray.experiments.table import Line
 from dfdc_ray.train.loop import train_loop
 from dfdc_ray.train.plan import prepare
 
@@ -98,6 +101,24 @@ def test_the_whole_table_in_miniature(
         assert "epoch 1 of 1" not in capsys.readouterr().out
     finally:
         torch.set_num_threads(threads)
+
+
+def test_a_point_of_the_curve_that_cannot_be_had_does_not_lose_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    level = {"metrics": dict.fromkeys(("accuracy", "balanced_accuracy", "recall_real", "recall_fake", "auc"), 0.5), "intervals": {}}
+    level["metrics"] |= {"n": 4, "reals": 2, "fakes": 2}
+    level |= {"baselines": {"always_fake": {"accuracy": 0.5}}, "groups": 2}
+    report = {"frame": level, "video": level, "warnings": [], "protocol": {"split_rule": "hash:0", "checkpoint_rule": "lowest loss"}}
+
+    def line(_: ExperimentsConfig, cell: Cell, __: set[str]) -> Line:
+        if cell.groups == 1:
+            raise UserError("training has faces of one class only")
+        return Line(cell, "uri", report, ("a", "b", "c", "d"))
+
+    monkeypatch.setattr(run, "_line", line)
+    run.report(ExperimentsConfig(corpus=("videos",), out=str(tmp_path)))
+    found = json.loads((tmp_path / "experiments.json").read_text())
+    assert found["left_out"] == {"faces, 1 of 4 training groups": "training has faces of one class only"}
+    assert len(found["lines"]) == 12
 
 
 @pytest.mark.slow

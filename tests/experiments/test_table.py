@@ -78,3 +78,8 @@ def test_without_imagenet_it_says_that_it_is_not_comparable() -> None:
 def test_what_is_not_defined_is_said() -> None:
     text = markdown(CONFIG, _lines(L2=_report(0.8, None)))
     assert "L2 and binary cross-entropy cannot be compared by frame AUC: it is not defined for both." in text
+
+
+def test_what_cannot_be_had_is_said() -> None:
+    why = "training has faces of one class only"
+    assert f"Left out: faces, 2 of 8 training groups: {why}\n" in markdown(CONFIG, _lines()[:-2], {"faces, 2 of 8 training groups": why})
