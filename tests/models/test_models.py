@@ -55,6 +55,13 @@ def test_parameters(name: str, published: int) -> None:
     assert sum(p.numel() for p in create_model(name).parameters()) == published
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_the_table_of_models_has_it(name: str) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
+    (row,) = (line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
+    assert f"| {sum(p.numel() for p in create_model(name).parameters()):,} |" in row
+
+
 def test_mesonet_takes_one_size() -> None:
     with pytest.raises(UserError, match="--image-size 256"):
         check_side("meso4", 224)
