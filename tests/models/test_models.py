@@ -117,6 +117,27 @@ def test_inflated_weights_do_to_equal_frames_what_they_did_to_one(tmp_path: Path
     assert deep(x[:, None].expand(-1, 8, -1, -1, -1)).shape == (1,)
 
 
+@pytest.mark.parametrize("name", ["framediff_only", "framediff_early", "framediff_late"])
+def test_differences_of_frames(tmp_path: Path, imagenet_like: dict[str, torch.Tensor], name: str) -> None:
+    """What stands still is nothing to the differences, whatever it shows; weights of ResNet34 serve every stream."""
+    save_file(imagenet_like, tmp_path / "resnet34.safetensors")
+    model = create_model(name).eval()
+    load_weights(model, str(tmp_path / "resnet34.safetensors"))
+    first = {stream: model.get_parameter(f"streams.{stream}.conv1.weight") for stream in model.STREAMS}
+    if name != "framediff_only":
+        frames = first.get("frame", first.get("both"))[:, :3]
+        assert torch.equal(frames, imagenet_like["conv1.weight"])
+    differences = first.get("difference", first.get("both"))[:, -3:]
+    assert torch.allclose(differences, imagenet_like["conv1.weight"].mean(1, keepdim=True))
+    still, other = (torch.rand(1, 1, 3, 64, 64).expand(-1, 3, -1, -1, -1) for _ in range(2))
+    with torch.inference_mode():
+        same = torch.allclose(model(still), model(other), atol=1e-6)
+        assert same == (name == "framediff_only")
+        moving = still.clone()
+        moving[:, 1] += 0.5 * torch.rand(3, 64, 64)
+        assert not torch.allclose(model(moving), model(still), atol=1e-6)
+
+
 def test_unknown_model() -> None:
     with pytest.raises(UserError, match="resnet34"):
         create_model("resnet35")
