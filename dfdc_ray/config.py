@@ -34,10 +34,10 @@ class PreprocessConfig:
     frames, in each of which a face is cut out by one steady rectangle, for models that look at time."""
     frames: int = 32
     """Frames per video (per second of video with per_second, per clip with clips)."""
-    clips: int = 4
-    """With clips: how many of a video."""
-    stride: int = 1
-    """With clips: every so many-th frame of the video."""
+    clips: int | None = None
+    """With --sampling clips: how many of a video (unset: 4)."""
+    stride: int | None = None
+    """With --sampling clips: every so many-th frame of the video (unset: every one)."""
     real_multiplier: int = 4
     """Real videos give this many times the frames (or clips), to balance the classes (1 turns it off)."""
     detector: DetectorName = "centerface"

@@ -30,7 +30,7 @@ from dfdc_ray.bench.machine import machine
 from dfdc_ray.config import TrainConfig
 from dfdc_ray.console import Work, console, markdown_table
 from dfdc_ray.errors import UserError
-from dfdc_ray.models import create_model
+from dfdc_ray.models import check_side, create_model, takes_clips
 from dfdc_ray.shards.dataset import Batch, FaceDataset, Pictures, loader
 from dfdc_ray.shards.manifest import read_manifest
 from dfdc_ray.shards.order import Samples, ShuffledOrder
@@ -91,6 +91,9 @@ def train(config: BenchTrainConfig) -> None:
     if not config.gpu:
         keep_freed_memory()
     device = torch.device("cuda" if config.gpu else "cpu")
+    if takes_clips(config.model):
+        raise UserError(f"--model {config.model} looks at clips, and this bench is of single frames.")
+    check_side(config.model, config.image_size)
     rows = read_rows(read_manifest(config.faces))
     rows = rows.take(~np.isnan(rows.labels))
     if not len(rows):

@@ -7,6 +7,7 @@ each checkpoint's logits over its core faces: they minimise the mean log loss pl
 from those of the mean, so that few videos, or checkpoints that are much alike, leave it near the mean.
 """
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,9 +36,12 @@ def combine(config: CombineConfig) -> None:
         raise UserError("Give at least two checkpoints: --checkpoint A --checkpoint B.")
     if config.by == "logistic" and config.faces is None:
         raise UserError("--by logistic is fitted on validation videos: give the --faces of their training.")
+    if config.by == "mean" and config.faces is not None:
+        raise UserError("--faces is for --by logistic: a mean is not fitted to anything.")
+    _check_out(config)
     keep_freed_memory()
     checkpoints = [load_members(uri) for uri in config.checkpoint]
-    together = mean(checkpoints)
+    together, weights = mean(checkpoints), [1 / len(checkpoints)] * len(checkpoints)
     if config.by == "logistic":
         logits, labels = _validation(checkpoints, together, str(config.faces))
         weights, bias = fit(logits, labels)
@@ -49,9 +53,23 @@ def combine(config: CombineConfig) -> None:
             soft_wrap=True,
         )
     save(config.out, together)
-    for uri, member in zip(config.checkpoint, together.config["members"], strict=False):
-        console.print(f"{member['weight']:+.3f} x {uri}", markup=False, highlight=False, soft_wrap=True)
+    for uri, weight in zip(config.checkpoint, weights, strict=True):
+        console.print(f"{weight:+.3f} x {uri}", markup=False, highlight=False, soft_wrap=True)
     console.print(f"{together.bias:+.3f}\nCheckpoint: {storage.absolute(config.out)}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _check_out(config: CombineConfig) -> None:
+    """UserError unless --out is new or an earlier combination, which is replaced."""
+    if config.out.rstrip("/") in [uri.rstrip("/") for uri in config.checkpoint]:
+        raise UserError(f"--out {config.out} is one of the checkpoints: give another folder.")
+    if not storage.exists(config.out) or not storage.list_dir(config.out):
+        return
+    try:
+        earlier = "members" in json.loads(storage.read_bytes(storage.join(config.out, "config.json")))
+    except (FileNotFoundError, ValueError):
+        earlier = False
+    if not earlier:
+        raise UserError(f"--out {config.out} is there already and no combination: it would be replaced. Give a new folder.")
 
 
 def fit(logits: np.ndarray, labels: np.ndarray) -> tuple[list[float], float]:
@@ -80,8 +98,7 @@ def _validation(checkpoints: Sequence[Members], together: Members, uri: str) -> 
     manifest = read_manifest(uri)
     videos = split_videos(uri, together.config["split"], "validation")
     refuse_trained_on(videos.groups, together.config, what=f"the validation split of {uri}", uri="one of the checkpoints")
-    clips = Scorer(together).clips
-    faces = faces_of(manifest, videos, clips=clips, cache=None)
+    faces = faces_of(manifest, videos, clips=together.clips, cache=None)
     ids = faces.video_ids
     logits = np.stack([logits_of_rows(Scorer(each), faces.rows, batch_size=_BATCH) for each in checkpoints])
     seen = [row for row in videos.labelled if row["video_id"] in set(ids)]

@@ -14,7 +14,10 @@ from dfdc_ray.errors import UserError
 from dfdc_ray.models import create_model, takes_clips
 from dfdc_ray.train import checkpoint
 
-FREE = ("sampling", "frames", "clips", "real_multiplier")  # of the faces' configuration, what may differ without changing a face
+# Of the faces' configuration, what may differ without changing a face; and what of it matters to a model that looks at clips.
+FREE = ("sampling", "frames", "clips", "stride", "real_multiplier")
+OF_CLIPS = ("sampling", "frames", "stride")
+_NEEDED = ("split", "train_groups", "validation_groups", "prior", "data_hash", "faces_config", "selection", "epoch", "versions")
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,11 @@ class Members:
     bias: float
     config: dict[str, Any]
 
+    @property
+    def clips(self) -> bool:
+        """Whether a member looks at clips."""
+        return any(member.clips for member in self.members)
+
 
 def load_members(uri: str) -> Members:
     """UserError when there is no such checkpoint, or it is damaged or of another version."""
@@ -62,12 +70,12 @@ def load_members(uri: str) -> Members:
 def combined(checkpoints: Sequence[Members], weights: Sequence[float], bias: float, *, how: str) -> Members:
     """The weighted sum of checkpoints' logits, and the bias. UserError where they do not go together."""
     configs = [each.config for each in checkpoints]
-    _check_alike(configs)
+    _check_alike(checkpoints)
     members = [
         replace(member, weight=weight * member.weight) for weight, each in zip(weights, checkpoints, strict=True) for member in each.members
     ]
     bias += sum(weight * each.bias for weight, each in zip(weights, checkpoints, strict=True))
-    first = configs[0]
+    first = next((each for each in checkpoints if each.clips), checkpoints[0]).config  # whose faces suit all
     config = {
         "model": f"{how} of {', '.join(c['model'] for c in configs)}",
         "members": [{"model": m.name, "transform": m.transform, "weight": m.weight} for m in members],
@@ -91,23 +99,28 @@ def mean(checkpoints: Sequence[Members]) -> Members:
 
 
 def save(uri: str, members: Members) -> None:
-    """Write a combination as a checkpoint folder."""
+    """Write a combination as a checkpoint folder. Its sum is among the weights too, so that a calibration knows it by their hash."""
     weights = {f"{k}.{name}": w for k, member in enumerate(members.members) for name, w in member.model.state_dict().items()}
+    weights["sum"] = torch.tensor([*(member.weight for member in members.members), members.bias], dtype=torch.float64)
     checkpoint.save(uri, weights=weights, config=members.config, state=None)
 
 
-def _check_alike(configs: Sequence[dict[str, Any]]) -> None:
-    first = configs[0]
-    for other in configs[1:]:
-        if other["split"] != first["split"]:
+def _check_alike(checkpoints: Sequence[Members]) -> None:
+    for each in checkpoints:
+        if absent := [name for name in _NEEDED if name not in each.config]:
+            raise UserError(f"A checkpoint of {each.config['model']} is of an older version, without {', '.join(absent)}: train it again.")
+    first = checkpoints[0].config
+    for each in checkpoints[1:]:
+        if each.config["split"] != first["split"]:
             raise UserError(
-                f"The checkpoints were trained by different splits ({first['split']} and {other['split']}): what one was trained on would "
-                "judge the other. Combine checkpoints of one split."
+                f"The checkpoints were trained by different splits ({first['split']} and {each.config['split']}): what one was trained on "
+                "would judge the other. Combine checkpoints of one split."
             )
-        faces = [{k: v for k, v in c["faces_config"].items() if k not in FREE} for c in (first, other)]
-        if faces[0] != faces[1]:
-            differing = [k for k in sorted(faces[0].keys() | faces[1].keys()) if faces[0].get(k) != faces[1].get(k)]
-            raise UserError(f"The checkpoints' faces were made in different ways ({', '.join(differing)}): no video's faces suit both.")
+    everywhere = {name for each in checkpoints for name in each.config["faces_config"]} - set(FREE)
+    for names, those in ((everywhere, checkpoints), (OF_CLIPS, [each for each in checkpoints if each.clips])):
+        differing = [name for name in sorted(names) if len({str(each.config["faces_config"].get(name)) for each in those}) > 1]
+        if differing:
+            raise UserError(f"The checkpoints' faces were made in different ways ({', '.join(differing)}): no video's faces suit all.")
 
 
 def _one_or_all(configs: Sequence[dict[str, Any]], name: str) -> str:

@@ -10,7 +10,7 @@ from dfdc_ray import __version__
 from dfdc_ray.config import EvaluateConfig
 from dfdc_ray.corpus import splits
 from dfdc_ray.evaluate.aggregate import describe
-from dfdc_ray.evaluate.members import FREE
+from dfdc_ray.evaluate.members import FREE, OF_CLIPS
 from dfdc_ray.evaluate.metrics import LOG_LOSS_EPS, THRESHOLD
 from dfdc_ray.evaluate.report import JudgedVideo
 from dfdc_ray.evaluate.scorer import Scorer
@@ -20,8 +20,10 @@ from dfdc_ray.shards.manifest import Manifest
 GENERATED = "drawn_"  # how the methods of the generated corpus begin
 
 
-def warnings_of(config: EvaluateConfig, trained: Mapping[str, Any], manifest: Manifest, videos: SplitVideos) -> tuple[str, ...]:
-    """What must be known before any number; `trained` is the configuration of the training faces."""
+def warnings_of(
+    config: EvaluateConfig, trained: Mapping[str, Any], manifest: Manifest, videos: SplitVideos, *, clips: bool
+) -> tuple[str, ...]:
+    """What must be known before any number; `trained` is the configuration of the training faces, clips: what is scored are clips."""
     found = []
     if config.split == "train":
         found.append("TRAINING DATA: the model was fitted to these very videos. This says nothing about videos that it has not seen.")
@@ -32,7 +34,7 @@ def warnings_of(config: EvaluateConfig, trained: Mapping[str, Any], manifest: Ma
     differing = [
         f"{name} {trained.get(name)} in training, {manifest.config.get(name)} here"
         for name in sorted(trained.keys() | manifest.config.keys())
-        if name not in FREE and trained.get(name) != manifest.config.get(name)
+        if (name not in FREE or (clips and name in OF_CLIPS)) and trained.get(name) != manifest.config.get(name)
     ]
     if differing:
         found.append(f"These faces were made in another way than those of training: {'; '.join(differing)}.")
@@ -59,7 +61,7 @@ def protocol(
         "videos_scored": sum(v.score is not None for v in videos),
         "sampling": faces["sampling"],
         "frames_per_video": faces["frames"],
-        "frames_used": "core frames only",
+        "frames_used": f"core clips only, each of {faces['frames']} frames and counted as one" if scorer.clips else "core frames only",
         "frames_sampled": sum(v.frames_sampled for v in videos),
         "frames_scored": frames_scored,
         "aggregation": describe(scorer.rule),

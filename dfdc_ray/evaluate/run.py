@@ -65,7 +65,7 @@ def evaluate(config: EvaluateConfig) -> None:
         refuse_trained_on(
             videos.groups, scorer.config, what=f"the {config.split} split of {config.faces}", uri=", ".join(config.checkpoint)
         )
-    warnings = warnings_of(config, scorer.faces_config, manifest, videos)
+    warnings = warnings_of(config, scorer.faces_config, manifest, videos, clips=scorer.clips)
     if config.training_faces and config.split == "train":
         raise UserError("--training-faces: the split train is what was trained on. Look for near-duplicates of another --split in it.")
     training = None
@@ -116,11 +116,11 @@ def calibrate(config: CalibrateConfig) -> None:
 def faces_of(manifest: Manifest, videos: SplitVideos, *, clips: bool, cache: str | None) -> Faces:
     """UserError if clips are wanted and there are none."""
     rows = read_rows(manifest)
+    rows = clips_of(rows) if clips else rows
     wanted = pc.is_in(
         rows.table["video_id"].cast(pa.string()), value_set=pa.array([row["video_id"] for row in videos.labelled], pa.string())
     )
     rows = rows.take(pc.and_(wanted, rows.table["core"]).to_numpy(zero_copy_only=False))
-    rows = clips_of(rows) if clips else rows
     length = rows.clip_length or 1
     return Faces(_cached(rows, cache), {video_id: frames // length for video_id, frames in videos.sampled.items()})
 
@@ -142,6 +142,7 @@ def _training_faces(uri: str, scorer: Scorer, *, cache: str | None) -> tuple[Row
             f"{scorer.config['data_hash'][:12]}: give the --faces of its training."
         )
     rows = read_rows(manifest)
+    rows = clips_of(rows) if scorer.clips else rows  # so that the same frames are compared
     groups = pa.array(scorer.config["train_groups"], pa.string())
     rows = rows.take(pc.is_in(rows.table["group_id"].cast(pa.string()), value_set=groups).to_numpy(zero_copy_only=False))
     absent = len(groups) - pc.count_distinct(rows.table["group_id"].cast(pa.string())).as_py()
@@ -167,7 +168,7 @@ def _report(
     scores = score_rows(scorer, faces.rows, batch_size=config.batch_size, each=look)
     found = faces.aggregate(scores, scorer.rule)
     of_faces = manifest.config.get("crop") != "frame"  # whole frames have anything in their middle
-    judged = _judged(videos, found, _medians(faces, looks) if of_faces else {}, scorer)
+    judged = _judged(videos, found, _medians(faces, looks) if of_faces else {}, scorer, faces.sampled)
     in_frames = _by_frame(videos, found)
     rules = {rule: _metrics(videos, faces.aggregate(scores, rule), prior, lambda score: score) for rule in RULES}
     changed = []
@@ -220,14 +221,17 @@ def _medians(faces: Faces, looks: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _judged(
-    videos: SplitVideos, found: Mapping[str, Aggregate], looks: Mapping[str, np.ndarray], scorer: Scorer
+    videos: SplitVideos, found: Mapping[str, Aggregate], looks: Mapping[str, np.ndarray], scorer: Scorer, sampled: Mapping[str, int]
 ) -> tuple[JudgedVideo, ...]:
+    """sampled: frames or clips by video_id."""
     judged = []
     for row in videos.labelled:
         aggregate = found.get(row["video_id"])
         status, error = row["status"], row["error"]
         if status == "ok" and aggregate is None:
             status, error = "no_core_face", "its only faces are in the extra frames of real videos, which belong to training"
+            if scorer.clips:
+                error = "no face is there throughout one of its core clips"
         score = None if aggregate is None else scorer.probability(aggregate.score)
         lightness, skin_tone = map(float, looks[row["video_id"]]) if row["video_id"] in looks else (None, None)
         judged.append(
@@ -243,7 +247,7 @@ def _judged(
                 raw_score=None if aggregate is None else aggregate.score,
                 score=score,
                 counted_as=float(scorer.config["prior"]) if score is None else score,
-                frames_sampled=row["core_decoded"],
+                frames_sampled=sampled[row["video_id"]],
                 frames_scored=0 if aggregate is None else len(aggregate.frames),
                 short_tracks=aggregate is not None and aggregate.short,
                 lightness=lightness,

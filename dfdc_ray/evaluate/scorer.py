@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 
-from dfdc_ray.console import Work
+from dfdc_ray.console import Work, errors
 from dfdc_ray.errors import UserError
 from dfdc_ray.evaluate import calibration
 from dfdc_ray.evaluate.aggregate import DEFAULT
@@ -59,14 +59,15 @@ class Scorer:
     @property
     def clips(self) -> bool:
         """Whether what is scored are clips. Members that look at single frames then give the mean of their logits over a clip's."""
-        return any(member.clips for member in self.members)
+        return any(member.clips for member in self.members)  # as Members.clips
 
     @torch.inference_mode()
     def logits(self, member: Member, images: torch.Tensor) -> np.ndarray:
         """One member's, float64 [N], of pictures or clips transformed for it, float32 [N,3,S,S] or [N,T,3,S,S]."""
-        single = images.ndim == 5 and not member.clips
-        found: torch.Tensor = member.model(to_device(images.flatten(0, 1) if single else images, self.device)).double()
-        return (found.view(images.shape[:2]).mean(1) if single else found).cpu().numpy()
+        if images.ndim == 5 and not member.clips:
+            return np.array([self.logits(member, clip).mean() for clip in images])
+        found: torch.Tensor = member.model(to_device(images, self.device))
+        return found.double().cpu().numpy()
 
     def together(self, logits: Sequence[np.ndarray]) -> np.ndarray:
         """The weighted sum of the members' logits, float64 [N], and the bias."""
@@ -112,6 +113,7 @@ def logits_of_rows(
 ) -> np.ndarray:
     """Their logits, float64 [N]; see `score_rows`."""
     on_gpu = scorer.device.type == "cuda"
+    batch_size = max(1, batch_size // (rows.clip_length or 1))
     logits = np.full((len(scorer.members), len(rows)), np.nan)
     with Work(what, total=logits.size, unit="faces") as work:
         for member, found in zip(scorer.members, logits, strict=True):
@@ -139,6 +141,7 @@ def load_scorer(*checkpoints: str, calibrated: bool = True) -> Scorer:
         raise UserError("No checkpoint is given: --checkpoint DIR, such as OUT/best of `dfdc-ray train`.")
     loaded = [load_members(uri) for uri in checkpoints]
     if len(loaded) > 1:
+        errors.print("The mean of several checkpoints' logits is not calibrated: `dfdc-ray combine` them, then `dfdc-ray calibrate` that.")
         return Scorer(mean(loaded))
     return Scorer(loaded[0], calibration.load(checkpoints[0], weights=weights_of(loaded[0].config)) if calibrated else None)
 

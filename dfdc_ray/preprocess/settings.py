@@ -10,6 +10,7 @@ from dfdc_ray.faces.follow import SMALLER_SIDES
 from dfdc_ray.faces.weights import checksums
 from dfdc_ray.shards.format import FORMAT_VERSION
 
+CLIPS = 4  # of a video
 MAX_SIDE = {"face": 320, "frame": 640}  # pixels
 
 
@@ -40,20 +41,22 @@ def settings_of(config: PreprocessConfig) -> Settings:
     max_side = config.max_side or MAX_SIDE[config.crop]
     for name, value, least in (
         ("frames", config.frames, 1),
-        ("clips", config.clips, 1),
-        ("stride", config.stride, 1),
+        ("clips", 1 if config.clips is None else config.clips, 1),
+        ("stride", 1 if config.stride is None else config.stride, 1),
         ("real-multiplier", config.real_multiplier, 1),
         ("max-side", max_side, 16),
         ("margin", config.margin, 0),
     ):
         if value < least:
             raise UserError(f"--{name} {value}: must be at least {least}.")
+    if config.sampling != "clips" and (config.clips or config.stride):
+        raise UserError("--clips and --stride go with --sampling clips.")
     threshold, long_side = resolve(config.detector, threshold=config.detector_threshold, long_side=config.detector_long_side)
     return Settings(
         sampling=config.sampling,
         frames=config.frames,
-        clips=config.clips if config.sampling == "clips" else None,
-        stride=config.stride if config.sampling == "clips" else None,
+        clips=(config.clips or CLIPS) if config.sampling == "clips" else None,
+        stride=(config.stride or 1) if config.sampling == "clips" else None,
         real_multiplier=config.real_multiplier,
         detector=config.detector if faces else None,
         detector_threshold=threshold if faces else None,

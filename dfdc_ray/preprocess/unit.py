@@ -145,8 +145,9 @@ class _Work:
             samples = self._samples(info, guide)
             self.counts = {"frames_wanted": len(samples), "frames_decoded": 0}
             if not samples:
-                what = "none of the original's sampled frames lies" if guide else "no clip of the length that was asked for lies"
-                raise VideoError("probe", f"{what} within its {len(info.pts)} frames")
+                what = "clip" if self.settings.sampling == "clips" else "sampled frame"
+                whose = "of its original's" if guide else "of the length that was asked for"
+                raise VideoError("probe", f"no {what} {whose} lies within its {len(info.pts)} frames")
             found = _Found()
             source = None
             if self.settings.crop == "frame":
@@ -176,8 +177,9 @@ class _Work:
     ) -> None:
         """Decode once; in each frame take the guide's faces (scaled to this video's size), or detect, or take the whole frame."""
         core = {s.frame for s in samples if s.core}
+        steadied = guide is None and not whole and self.settings.sampling == "clips"
         last = {s.clip: s.frame for s in samples}
-        clip_ends = {s.frame: s.frame == last[s.clip] for s in samples if s.clip is not None}  # its frames are held until then
+        clip_ends = {s.frame: s.frame == last[s.clip] or not steadied for s in samples}  # frames are held until then
         held: list[tuple[int, np.ndarray, list[Face]]] = []
         frames = decode_frames(file, info, [s.frame for s in samples])
         follower = Follower(self.detector, self.settings.detector_smaller_sides) if self.detector is not None else None
@@ -203,9 +205,10 @@ class _Work:
                 with self.at("align"):
                     found.thumbnails[frame] = align.thumbnail(rgb)
             held.append((frame, rgb, faces))
-            if clip_ends.get(frame, True):
+            found.seen += bool(faces)
+            if clip_ends[frame]:
                 with self.at("crop"):
-                    self._cut(info, held, found, whole=whole, steadied=guide is None and self.settings.sampling == "clips")
+                    self._cut(info, held, found, whole=whole, steadied=steadied)
                 held = []
         if not whole and guide is None:
             frames_found = sorted(found.faces.items())
@@ -232,13 +235,13 @@ class _Work:
 
     def _result(self, info: VideoInfo, samples: list[Sample], found: "_Found", source: str | None) -> VideoResult:
         core = [s.frame for s in samples if s.core]
-        with_face = sum(1 for faces in found.faces.values() if faces)
-        status = "ok" if with_face or source is None else "no_face"
+        kept = any(found.faces.values())
+        status = "ok" if kept or source is None else "no_face"
         counts = self.counts | {
             "core_decoded": len(core),
-            "frames_with_face": with_face,
+            "frames_with_face": found.seen,
             "faces": sum(len(faces) for faces in found.faces.values()),
-            "box_source": source if with_face else None,
+            "box_source": source if kept else None,
             "brightness": _mean([float(picture.mean()) for picture in found.thumbnails.values()]),
             "face_brightness": _mean(found.luma),
             "crop_side": float(np.median(found.sides)) if found.sides else None,
@@ -283,12 +286,14 @@ class _Work:
 
 @dataclass
 class _Found:
-    """By frame: the faces, their tracks, their encoded pictures, and the thumbnails of core frames."""
+    """By frame: the faces, their tracks, their encoded pictures, and the thumbnails of core frames. seen: frames with a face, before clips
+    were steadied."""
 
     faces: dict[int, list[Face]] = field(default_factory=dict)
     tracks: dict[int, list[int]] = field(default_factory=dict)
     pictures: dict[int, list[tuple[tuple[int, int, int, int], bytes]]] = field(default_factory=dict)
     thumbnails: dict[int, np.ndarray] = field(default_factory=dict)
+    seen: int = 0
     sides: list[int] = field(default_factory=list)  # of the crops, pixels of the frame, longer side
     luma: list[float] = field(default_factory=list)  # of the crops, mean grey level 0..255
 

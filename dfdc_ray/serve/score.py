@@ -77,7 +77,7 @@ class VideoScore:
     short_tracks: bool = False  # no face was there long enough, so the longest decided
     width: int | None = None  # of the frames, pixels
     height: int | None = None
-    frames_sampled: int = 0  # decoded and searched for faces
+    frames_sampled: int = 0  # decoded and searched for faces; of a model that looks at clips, clips, as in what follows
     frames: tuple[FrameScore, ...] = ()  # ascending; frames without a counted face are absent
     tracks: tuple[TrackScore, ...] = ()
 
@@ -97,8 +97,9 @@ def score_video(uri: str, scorer: Scorer, detector: Detector | None, settings: S
     ledger, rows = result.ledger, result.faces
     if ledger["status"] != "ok":
         status: Literal["no_face", "error"] = "no_face" if ledger["status"] == "no_face" else "error"
-        why = f"no face in {ledger['core_decoded']} sampled frames" if status == "no_face" else ledger["error"]
-        return VideoScore(uri=uri, status=status, stage=ledger["stage"], error=why, frames_sampled=ledger["core_decoded"])
+        sampled = ledger["core_decoded"] // (settings.frames if scorer.clips else 1)
+        why = f"no face in {sampled} sampled {'clips' if scorer.clips else 'frames'}" if status == "no_face" else ledger["error"]
+        return VideoScore(uri=uri, status=status, stage=ledger["stage"], error=why, frames_sampled=sampled)
     clips = _clips(rows) if scorer.clips else [[row] for row in rows]
     scores = scorer.score([[row["image"]["bytes"] for row in clip] for clip in clips])
     return _judged(uri, [clip[0] for clip in clips], scores, sampled=ledger["core_decoded"] // len(clips[0]), scorer=scorer)

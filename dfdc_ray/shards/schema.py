@@ -34,7 +34,8 @@ FACES = pa.schema(
     ]
 )
 
-# Boxes that a detector found, kept apart so that another crop or a denser sampling of the same frames need not detect again.
+# Boxes that a detector found (of a clip the median, which cut all its frames), kept apart so that another crop or a denser sampling of the
+# same frames need not detect again.
 BOXES = pa.schema(
     [
         FACES.field(name)

@@ -27,6 +27,7 @@ from dfdc_ray.train import checkpoint
 MAY_CHANGE = {"faces", "out", "workers", "gpu", "cpus_per_worker", "loader_workers", "ingest_actors", "checkpoint_minutes", "cache"}
 
 
+_TRIPLET = 8  # samples, so that nearly every batch has two of one class and one of the other
 _WAYS: dict[Balance, str] = {
     "frames": "every face, also the extra ones of reals",
     "sample": "the rarer class more than once",
@@ -164,6 +165,8 @@ def _check_options(config: TrainConfig) -> None:
     if config.image_size < 32:
         raise UserError(f"--image-size {config.image_size}: at least 32, since the networks halve it five times.")
     check_side(config.model, config.image_size)
+    if config.objective == "triplet" and config.batch_size // config.workers < _TRIPLET:
+        raise UserError(f"--objective triplet wants at least {_TRIPLET} samples a worker: give a larger --batch-size or fewer --workers.")
     if config.batch_size % config.workers:
         raise UserError(f"--batch-size {config.batch_size} (over all workers) does not divide by --workers {config.workers}.")
     check_folder(config.cache)

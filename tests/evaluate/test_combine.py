@@ -95,6 +95,11 @@ def test_what_does_not_go_together_is_refused(two: tuple[str, str], tmp_path: Pa
         load_scorer(two[0], other)
     with pytest.raises(UserError, match="No checkpoint is given"):
         load_scorer()
+    older = checkpoint.load(two[1])
+    config = {name: value for name, value in older.config.items() if name != "validation_groups"}
+    checkpoint.save(str(tmp_path / "older"), weights=older.weights, config=config, state=None)
+    with pytest.raises(UserError, match="resnet34 is of an older version, without validation_groups"):
+        load_scorer(two[0], str(tmp_path / "older"))
 
 
 def test_the_fit_is_the_best_by_its_rule() -> None:
@@ -124,4 +129,34 @@ def test_what_is_left_out_of_the_command_is_asked_for(two: tuple[str, str], tmp_
     assert "--faces" in capsys.readouterr().err
     assert main(["combine", *both, "--out", str(tmp_path / "x")]) == 0
     assert "+0.500 x" in capsys.readouterr().out
-    assert {name[:2] for name in load_file(tmp_path / "x" / "model.safetensors")} == {"0.", "1."}
+    weights = load_file(tmp_path / "x" / "model.safetensors")
+    assert weights.pop("sum").tolist() == [0.5, 0.5, 0.0]
+    assert {name[:2] for name in weights} == {"0.", "1."}
+
+    again = ["--checkpoint", str(tmp_path / "x"), "--checkpoint", two[0]]
+    assert main(["combine", *again, "--out", str(tmp_path / "x")]) == 1
+    assert "is one of the checkpoints" in capsys.readouterr().err
+    assert main(["combine", *again, "--out", str(tmp_path / "y")]) == 0
+    assert f"+0.500 x {two[0]}" in capsys.readouterr().out
+
+
+def test_nothing_but_a_combination_is_replaced(two: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["combine", "--checkpoint", two[0], "--checkpoint", two[1], "--out"]
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "notes.txt").write_text("mine")
+    single = _checkpoint(tmp_path / "single", "meso4", 256, 1)
+    for out in (str(tmp_path / "notes"), single, str(tmp_path)):
+        assert main([*command, out]) == 1
+        assert "is there already and no combination" in capsys.readouterr().err
+    assert (tmp_path / "notes" / "notes.txt").read_text() == "mine"
+    (tmp_path / "empty").mkdir()
+    for _ in range(2):
+        assert main([*command, str(tmp_path / "empty")]) == 0
+
+
+def test_a_calibration_belongs_to_one_sum(two: tuple[str, str], tmp_path: Path) -> None:
+    loaded = [load_members(uri) for uri in two]
+    for name, weights in (("a", [0.5, 0.5]), ("b", [0.5, 0.4])):
+        save(str(tmp_path / name), combined(loaded, weights, 0.0, how="sum"))
+    first, second = (checkpoint.load(str(tmp_path / name)).config["files"] for name in ("a", "b"))
+    assert first != second

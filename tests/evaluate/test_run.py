@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from dfdc_ray.faces.crop import encode
 from dfdc_ray.models import create_model
 from dfdc_ray.preprocess import publish, receipts
 from dfdc_ray.preprocess.plan import Video, units
-from dfdc_ray.preprocess.settings import settings_of
+from dfdc_ray.preprocess.settings import Settings, settings_of
 from dfdc_ray.preprocess.unit import UnitResult, VideoResult, ledger_row
 from dfdc_ray.shards.manifest import read_manifest
 from dfdc_ray.shards.rows import RowTable
@@ -39,7 +39,7 @@ PRIOR = 0.7
 SETTINGS = settings_of(PreprocessConfig(corpus=("unused",), out="unused", frames=FRAMES))
 
 
-def _faces(video: Video, rng: np.random.Generator) -> list[dict[str, Any]]:
+def _faces(video: Video, rng: np.random.Generator, *, clips: bool) -> list[dict[str, Any]]:
     """Core frames 0, 10, ... of track 0; a passer-by in one of them; for reals an extra frame after each."""
     rows = []
     for frame, track, core in [(10 * i, 0, True) for i in range(FRAMES)] + [(0, 1, True)] + [(10 * i + 5, 0, False) for i in range(FRAMES)]:
@@ -48,6 +48,8 @@ def _faces(video: Video, rng: np.random.Generator) -> list[dict[str, Any]]:
             ids = {name: getattr(video, name) for name in ("corpus", "video_id", "family_id", "group_id", "part", "label", "method")}
             image = {"bytes": encode(picture, "jpeg"), "path": None}
             rows.append(ids | {"frame": frame, "track_id": track, "core": core, "image": image})
+            if clips:  # the first two and the last two core frames of a track; no other has both of its frames
+                rows[-1] |= {"clip_id": frame // 20 if core else 2 + frame, "clip_position": frame // 10 % 2 if core else 0}
     return rows
 
 
@@ -73,22 +75,29 @@ def faces(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = [_row("test_videos/x.mp4", 9, label=None) | {"part": None, "group_id": "c/family:test_videos/x.mp4"}]
     for part in range(10):
         rows += [_row(f"r{part}.mp4", part), *(_row(f"f{part}{n}.mp4", part, f"r{part}.mp4", "FAKE") for n in range(3))]
+    return _written(tmp_path_factory.mktemp("evaluate") / "faces", rows, SETTINGS)
+
+
+def _written(out: Path, rows: list[dict[str, Any]], settings: Settings) -> Path:
     index = pa.Table.from_pylist(rows, schema=INDEX)
-    out = tmp_path_factory.mktemp("evaluate") / "faces"
     trouble = {"c/f90.mp4": "no_face", "c/f91.mp4": "error", "c/r9.mp4": "extra_only"}
-    output = receipts.open_output(str(out), SETTINGS)
+    output = receipts.open_output(str(out), settings)
     publish.remember(str(out), index)
     rng = np.random.default_rng(0)
     for unit in units(index):
         results = []
         for video in unit.videos:
             kind = trouble.get(video.video_id, "ok")
-            found = [row for row in _faces(video, rng) if kind == "ok" or (kind == "extra_only" and not row["core"])]
+            found = [
+                row
+                for row in _faces(video, rng, clips=settings.sampling == "clips")
+                if kind == "ok" or (kind == "extra_only" and not row["core"])
+            ]
             status = "ok" if kind == "extra_only" else kind
             error = {"stage": "decode", "error": "broken"} if kind == "error" else {}
             results.append(VideoResult(ledger_row(video, status=status, core_decoded=FRAMES, **error), found))
         output.commit(UnitResult(unit, results), generation=0)
-    publish.publish(output, units(index), SETTINGS, versions={})
+    publish.publish(output, units(index), settings, versions={})
     return out
 
 
@@ -234,6 +243,39 @@ def test_two_checkpoints_and_their_combination(faces: Path, best: Path, tmp_path
     again = _evaluate(faces, tmp_path / "both", tmp_path / "again")
     assert again["protocol"]["model"] == "logistic combination of resnet34, efficientnet_lite0"
     assert again["video"]["metrics"]["n"] == 12
+
+
+def test_clips_are_counted_as_such(faces: Path, best: Path, tmp_path: Path) -> None:
+    """Of two frames, two a video. The passer-by and the extra frames are in no whole clip."""
+    clips = replace(SETTINGS, sampling="clips", frames=2, clips=2, stride=10)
+    rows = pq.read_table(faces / "index.parquet").to_pylist()
+    of_clips = _written(tmp_path / "clips", rows, clips)
+    config = json.loads((best / "config.json").read_text()) | {"validation_groups": ["c/part:6"], "versions": {}}
+    torch.manual_seed(0)
+    for name, model, settings in (("space", "efficientnet_lite0", SETTINGS), ("time", "r3d_18", clips)):
+        changed = config | {"model": model, "transform": transforms.recipe(32, model), "faces_config": asdict(settings)}
+        checkpoint.save(str(tmp_path / name), weights=create_model(model).state_dict(), config=changed, state=None)
+    for number, given in enumerate((["time"], ["space", "time"], ["time", "space"])):
+        checkpoints = tuple(str(tmp_path / name) for name in given)
+        evaluate(EvaluateConfig(faces=str(of_clips), checkpoint=checkpoints, out=str(tmp_path / f"report{number}"), batch_size=3))
+        report = json.loads((tmp_path / f"report{number}" / "report.json").read_text())
+        assert report["video"]["metrics"]["n"] == 12
+        assert report["frame"]["metrics"]["n"] == report["protocol"]["frames_scored"] == 9 * 2
+        whole = [v for v in report["videos"] if v["score"] is not None]
+        assert {(v["frames_scored"], v["frames_sampled"]) for v in whole} == {(2, 2)}
+        assert {v["status"] for v in report["videos"] if v["score"] is None} == {"no_face", "error", "no_core_face"}
+        assert report["protocol"]["frames_used"] == "core clips only, each of 2 frames and counted as one"
+        assert not any("another way" in warning for warning in report["warnings"])
+    assert report["protocol"]["model"] == "mean of logits of r3d_18, efficientnet_lite0"
+
+    combine(CombineConfig(checkpoint=checkpoints, out=str(tmp_path / "both"), faces=str(of_clips), by="logistic"))
+    longer = _changed(tmp_path / "time", tmp_path / "longer", faces_config=asdict(replace(clips, frames=4)))
+    with pytest.raises(UserError, match=r"different ways \(frames\)"):
+        combine(CombineConfig(checkpoint=(str(tmp_path / "time"), str(longer)), out=str(tmp_path / "x")))
+    warned = _evaluate(of_clips, longer, tmp_path / "report")["warnings"]
+    assert any("frames 4 in training, 2 here" in warning for warning in warned)
+    with pytest.raises(UserError, match="--sampling clips"):
+        _evaluate(faces, tmp_path / "time", tmp_path / "none")
 
 
 def test_an_empty_split_is_explained(faces: Path, best: Path, tmp_path: Path) -> None:

@@ -212,6 +212,7 @@ def test_weights_of_an_earlier_training_bring_along_what_it_saw(
         ({"image_size": 8}, "at least 32"),
         ({"weights": "absent.pth"}, "no such file"),
         ({"ingest_actors": -1}, "must not be negative"),
+        ({"objective": "triplet", "batch_size": 12, "workers": 2}, "wants at least 8 samples a worker"),
         ({"ingest_actors": 1, "loader_workers": 1}, "Leave those out"),
         ({"ingest_actors": 1, "cache": "cache"}, "Leave those out"),
     ],
