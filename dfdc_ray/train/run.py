@@ -21,6 +21,7 @@ import ray.train.torch
 import torch
 from ray.train.torch.config import _TorchBackend
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution import context as train_context
 from ray.train.v2._internal.execution.failure_handling import DefaultFailurePolicy, FailureDecision
 from ray.train.v2.api.config import FailureConfig, LoggingConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.exceptions import TrainingFailedError, WorkerGroupError
@@ -141,7 +142,7 @@ def _worker(settings: dict[str, Any]) -> None:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     torch.set_num_threads(config.cpus_per_worker)
-    logging.getLogger("ray.train").setLevel(logging.WARNING)  # it repeats every report otherwise
+    train_context.logger.setLevel(logging.WARNING)  # it repeats every report; its name is its file's, which the level above does not reach
     train_loop(
         config,
         ray.get(settings["plan"]),

@@ -48,6 +48,9 @@ def test_two_workers_then_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFi
     config = _config(Path(), workers=2, cache="cache")
     train(config)
     assert len(list((tmp_path / "cache").glob("*.parquet"))) == 4  # of training and validation
+    written = capsys.readouterr()
+    assert "Reporting training result" not in written.out + written.err  # Ray's own words for what we print as a line
+    assert "epoch 1 of 1 done" in written.out + written.err
     with_two = checkpoint.load(f"{tmp_path}/out/best").config
     alone = _config(tmp_path, out=str(tmp_path / "alone"))
     history = train_loop(alone, prepare(alone))
