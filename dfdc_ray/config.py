@@ -150,6 +150,8 @@ class TrainConfig:
     whose distances tell the classes apart, with a linear layer on them (Bonettini et al. 2020)."""
     balance: Balance = "frames"
     """frames: use the extra frames of real videos; sample: draw both classes equally often; groups: also every group; none: core frames."""
+    self_blend: float = 0.0
+    """Share of the drawn reals of which fakes are made by blending them with themselves (Shiohara and Yamasaki 2022); wants landmarks."""
     groups: int | None = None
     """Train on only so many groups of the training split, drawn by the seed: for a learning curve. Unset: all."""
     epochs: int = 5

@@ -102,6 +102,7 @@ def _row(rng: np.random.Generator, ids: dict[str, Any], frame: int, *, core: boo
         "core": core,
         "box": [4.0, 4.0, 20.0, 24.0],
         "crop": [0, 0, size + 4, size],
+        "landmarks": [float(at * size) for at in (0.35, 0.4, 0.7, 0.4, 0.5, 0.55, 0.4, 0.7, 0.65, 0.7)],
         "det_score": 0.9,
         "detector": "toy",
         "box_source": "self",

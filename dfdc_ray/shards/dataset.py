@@ -3,6 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -24,6 +25,9 @@ _THREADS = 16  # for reading many small objects
 Transform = Callable[[torch.Tensor], torch.Tensor]  # uint8 [3,H,W] RGB -> float32 [3,S,S]; of clips [T,3,H,W] -> [T,3,S,S]
 
 
+Fake = Callable[[torch.Tensor, int], torch.Tensor | None]  # uint8 [3,H,W] RGB and its position in the RowTable -> the same shape, or None
+
+
 class Batch(NamedTuple):
     """images: float32 [b,3,S,S], of clips [b,T,3,S,S]; labels: float32 [b], nan unlabelled; positions: int64 [b], in the RowTable."""
 
@@ -41,10 +45,13 @@ class Pictures(Protocol):
 
 
 class FaceDataset(IterableDataset[Batch]):
-    """Whole batches, decoded and transformed, in the given order. Loader worker w of W makes batches w, w + W, ..."""
+    """Whole batches, decoded and transformed, in the given order. Loader worker w of W makes batches w, w + W, ...
 
-    def __init__(self, rows: RowTable, transform: Transform, order: Order) -> None:
-        self.files, self.groups = rows.files, rows.groups
+    fake: makes a fake of a real picture, which then has the label 1, or gives None and leaves it as it is; drawn by the sample's seed.
+    """
+
+    def __init__(self, rows: RowTable, transform: Transform, order: Order, fake: Fake | None = None) -> None:
+        self.files, self.groups, self.fake = rows.files, rows.groups, fake
         self.group, self.row, self.labels = rows.column("group"), rows.column("row"), rows.labels
         self.transform, self.order = transform, order
 
@@ -66,11 +73,17 @@ class FaceDataset(IterableDataset[Batch]):
         pictures = images.read(list(zip(group.ravel().tolist(), row.ravel().tolist(), strict=True)))
         if group.ndim == 2:
             pictures = [_clip(pictures[i : i + group.shape[1]]) for i in range(0, len(pictures), group.shape[1])]
+        labels = self.labels[samples.positions]
         if samples.seeds is None:
             tensors = [self.transform(picture) for picture in pictures]
         else:
-            tensors = [_seeded(self.transform, picture, seed) for picture, seed in zip(pictures, samples.seeds, strict=True)]
-        return Batch(torch.stack(tensors), torch.from_numpy(self.labels[samples.positions]), torch.from_numpy(samples.positions))
+            tensors = []
+            for i, (picture, seed) in enumerate(zip(pictures, samples.seeds, strict=True)):
+                with _seeded(seed):
+                    made = self.fake(picture, int(samples.positions[i])) if self.fake and labels[i] == 0 else None
+                    labels[i] = labels[i] if made is None else 1
+                    tensors.append(self.transform(picture if made is None else made))
+        return Batch(torch.stack(tensors), torch.from_numpy(labels), torch.from_numpy(samples.positions))
 
 
 def loader(dataset: FaceDataset, *, workers: int, pin_memory: bool = False) -> DataLoader[Batch]:
@@ -133,12 +146,13 @@ def _clip(pictures: Sequence[torch.Tensor]) -> torch.Tensor:
     return torch.stack(list(pictures))
 
 
-def _seeded(transform: Transform, picture: torch.Tensor, seed: tuple[int, int, int]) -> torch.Tensor:
-    """Apply the transform with torch's CPU generator seeded by (seed, epoch, position), and put the generator back."""
+@contextmanager
+def _seeded(seed: tuple[int, int, int]) -> Iterator[None]:
+    """torch's CPU generator seeded by (seed, epoch, position), and put back afterwards."""
     generator = torch.default_generator
     before = generator.get_state()
     generator.manual_seed(int(np.random.SeedSequence(seed).generate_state(1, np.uint64)[0] >> 1))
     try:
-        return transform(picture)
+        yield
     finally:
         generator.set_state(before)

@@ -1,6 +1,7 @@
 """Which face rows there are and where: the small columns of all shards, without the pictures."""
 
 import functools
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -66,10 +67,13 @@ class RowTable:
         return column.flatten().to_numpy().reshape(len(self), -1)
 
 
-def read_rows(manifest: Manifest) -> RowTable:
-    """Read the small columns of every shard that the manifest names. UserError if one is absent, damaged or of another length."""
+def read_rows(manifest: Manifest, *, more: Sequence[str] = ()) -> RowTable:
+    """Read the small columns of every shard that the manifest names. UserError if one is absent, damaged or of another length.
+
+    more: further columns, such as landmarks and crop.
+    """
     with ThreadPoolExecutor(_THREADS) as pool:
-        parts = list(pool.map(_read_small, manifest.files))
+        parts = list(pool.map(functools.partial(_read_small, more=more), manifest.files))
     groups: list[tuple[int, int, int]] = []
     tables = []
     for number, (table, row_groups, _) in enumerate(parts):
@@ -120,10 +124,10 @@ def split_mask(rows: RowTable, rule: str, split: Split) -> np.ndarray:
     return pc.is_in(rows.table["group_id"].cast(pa.string()), value_set=pa.array(sorted(chosen), pa.string())).to_numpy()
 
 
-def _read_small(file: ShardFile) -> tuple[pa.Table, list[tuple[int, int]], int]:
+def _read_small(file: ShardFile, *, more: Sequence[str]) -> tuple[pa.Table, list[tuple[int, int]], int]:
     """The small columns, for each row group its number of rows and the bytes of its images, and the size of the file."""
     with open_shard(file, read_dictionary=_DICTIONARY) as (parquet, size):
         groups = [parquet.metadata.row_group(g) for g in range(parquet.num_row_groups)]
         image = parquet.schema.names.index("bytes")
         row_groups = [(group.num_rows, group.column(image).total_uncompressed_size) for group in groups]
-        return parquet.read(columns=_COLUMNS), row_groups, size
+        return parquet.read(columns=[*_COLUMNS, *more]), row_groups, size

@@ -29,6 +29,7 @@ from dfdc_ray.models import create_model
 from dfdc_ray.shards.dataset import Batch, FaceDataset, loader
 from dfdc_ray.shards.order import FixedOrder, ShuffledOrder
 from dfdc_ray.train import checkpoint, transforms
+from dfdc_ray.train.blend import self_blend_of
 from dfdc_ray.train.objectives import OBJECTIVES, for_training
 from dfdc_ray.train.plan import Plan, checkpoints, on_this_node
 from dfdc_ray.train.progress import Board, Meter
@@ -84,7 +85,8 @@ def train_loop(
         plan.train, config.batch_size, config.seed, config.epochs, at.epoch, at.samples, config.balance, rank=rank, world_size=world_size
     )
     pin = run.device.type == "cuda"
-    training = FaceDataset(plan.train, transforms.training(run.spec), order)
+    fake = self_blend_of(plan.train, config.self_blend) if config.self_blend else None
+    training = FaceDataset(plan.train, transforms.training(run.spec), order, fake)
     fixed = FixedOrder(len(plan.validation), config.batch_size, rank, world_size)
     held_out = FaceDataset(plan.validation, transforms.evaluation(run.spec), fixed)
     made: list[Iterable[Batch]] = [

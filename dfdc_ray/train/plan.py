@@ -78,7 +78,8 @@ def prepare(config: TrainConfig) -> Plan:
     """Work out the run. UserError when the options, the faces, the split, the weights or an earlier run in OUT do not allow it."""
     _check_options(config)
     manifest = read_manifest(config.faces)
-    rows = read_rows(manifest)
+    more = ("landmarks", "crop") if config.self_blend else ()
+    rows = read_rows(manifest, more=more)
     rows = rows.take(~np.isnan(rows.labels))
     if not len(rows):
         raise UserError(f"{config.faces} has no labelled face: training needs videos with metadata.json labels.")
@@ -99,7 +100,7 @@ def prepare(config: TrainConfig) -> Plan:
     train = used["train"]
     groups = {split: _groups(part) for split, part in used.items()}
     return Plan(
-        train=replace(train, table=train.table.select(["group", "row", "label", "group_id"])),  # workers get a copy each
+        train=replace(train, table=train.table.select(["group", "row", "label", "group_id", *more])),  # workers get a copy each
         validation=used["validation"],
         counts=counts,
         drawn={way: ShuffledOrder(rows, config.batch_size, 0, 1, balance=way).drawn for way, rows in ways.items() if len(rows)},
@@ -141,6 +142,9 @@ def describe(plan: Plan, config: TrainConfig) -> None:
         ratio = f"{fakes / reals:.2f}" if reals else "-"
         ways.add_row(way, _WAYS[way], f"{reals:,}", f"{fakes:,}", ratio, style="bold" if way == config.balance else "dim")
     console.print(ways)
+    if config.self_blend:
+        reals = plan.drawn[config.balance][0]
+        console.print(f"Of about {config.self_blend * reals:,.0f} of the {reals:,} real faces of an epoch fakes are made.", highlight=False)
     console.print(f"This run: {config.balance}. Of the training videos {plan.prior:.1%} are fake.", highlight=False, soft_wrap=True)
     if not (validation.real_videos and validation.fake_videos):
         console.print("[yellow]Validation has videos of one class only: its AUC is not defined.[/]", soft_wrap=True)
@@ -165,6 +169,10 @@ def _check_options(config: TrainConfig) -> None:
     if config.image_size < 32:
         raise UserError(f"--image-size {config.image_size}: at least 32, since the networks halve it five times.")
     check_side(config.model, config.image_size)
+    if not 0 <= config.self_blend <= 1:
+        raise UserError(f"--self-blend {config.self_blend}: a share, from 0 to 1.")
+    if config.self_blend and takes_clips(config.model):
+        raise UserError(f"--self-blend is for single frames, and --model {config.model} looks at clips.")
     if config.objective == "triplet" and config.batch_size // config.workers < _TRIPLET:
         raise UserError(f"--objective triplet wants at least {_TRIPLET} samples a worker: give a larger --batch-size or fewer --workers.")
     if config.batch_size % config.workers:
@@ -188,8 +196,9 @@ def _check_splits(config: TrainConfig, counts: dict[Split, Counts]) -> None:
 
 def _check_same(config: TrainConfig, data_hash: str, saved: dict[str, Any]) -> None:
     before, now = saved["train_config"], dataclasses.asdict(config)
-    changed = [name for name in now if name not in MAY_CHANGE and before.get(name) != now[name]]
-    differences = [f"  --{name.replace('_', '-')}: {before.get(name)!r} there, {now[name]!r} now" for name in changed]
+    before = {field.name: field.default for field in dataclasses.fields(config)} | before  # options that have come since
+    changed = [name for name in now if name not in MAY_CHANGE and before[name] != now[name]]
+    differences = [f"  --{name.replace('_', '-')}: {before[name]!r} there, {now[name]!r} now" for name in changed]
     if saved["data_hash"] != data_hash:
         differences.append(f"  the faces: data hash {saved['data_hash'][:12]} there, {data_hash[:12]} now (some were added or changed)")
     if differences:

@@ -108,7 +108,13 @@ def test_learns_what_can_be_learnt(config: TrainConfig, capsys: pytest.CaptureFi
 
 @pytest.mark.parametrize(
     ("kill_at", "changes"),
-    [(6, {}), (9, {"objective": "l2", "balance": "sample"}), (8, {"balance": "groups"}), (7, {"objective": "triplet"})],
+    [
+        (6, {}),
+        (9, {"objective": "l2", "balance": "sample"}),
+        (8, {"balance": "groups"}),
+        (7, {"objective": "triplet"}),
+        (7, {"self_blend": 0.5}),
+    ],
 )
 def test_resumes_exactly(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kill_at: int, changes: dict) -> None:
     """Killed at the start or in the middle of the second epoch (6 steps each), then run again: the same weights as without."""
@@ -212,6 +218,8 @@ def test_weights_of_an_earlier_training_bring_along_what_it_saw(
         ({"image_size": 8}, "at least 32"),
         ({"weights": "absent.pth"}, "no such file"),
         ({"ingest_actors": -1}, "must not be negative"),
+        ({"self_blend": 1.5}, "a share, from 0 to 1"),
+        ({"self_blend": 0.5, "model": "r3d_18"}, "single frames"),
         ({"objective": "triplet", "batch_size": 12, "workers": 2}, "wants at least 8 samples a worker"),
         ({"ingest_actors": 1, "loader_workers": 1}, "Leave those out"),
         ({"ingest_actors": 1, "cache": "cache"}, "Leave those out"),

@@ -1,0 +1,115 @@
+"""Self-blended images (Shiohara and Yamasaki 2022, https://arxiv.org/abs/2204.08376): fakes made of real faces while training.
+
+A face is laid over itself through a soft mask, after one of the two copies has been changed a little in colour, sharpness, place and size.
+What a detector can learn of it is the seam and the mismatch that every swap leaves, and nothing of any one method.
+
+As in the paper: which changes there are and how strong, that the changed copy is the source or the target by chance, the deformed and
+blurred mask, the blending ratio. Not as in the paper: the mask. Theirs is the hull of 68 or 81 landmarks; ours is an ellipse through the
+five that a detector gives, from the brows to the chin.
+"""
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import pyarrow.compute as pc
+import torch
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional
+
+from dfdc_ray.errors import UserError
+from dfdc_ray.shards.rows import RowTable
+
+_RATIOS = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)  # of the blending, one of them by chance: the paper's, section 3.2
+_SHIFT, _SCALE = (0.03, 0.015), 0.05  # of the source: share of the picture's width and height, and of its size: section 3.2
+_COLOURS = v2.ColorJitter(brightness=0.1, contrast=0.1, saturation=0.3, hue=0.05)
+
+
+def self_blended(picture: torch.Tensor, landmarks: np.ndarray) -> torch.Tensor:
+    """A fake of a real face: uint8 [3,H,W] RGB, the same shape. Draws from torch's generator.
+
+    landmarks: float [5,2], x y of right eye, left eye, nose, right and left mouth corner in pixels of the picture.
+    """
+    height, width = picture.shape[-2:]
+    mask = _softened(face_mask(landmarks, height, width))
+    changed = _changed(picture)
+    source, target = (changed, picture) if float(torch.rand(())) < 0.5 else (picture, changed)
+    angle_free = {"angle": 0.0, "shear": [0.0, 0.0], "interpolation": functional.InterpolationMode.BILINEAR}
+    moved = [round(side * share * (2 * float(torch.rand(())) - 1)) for side, share in zip((width, height), _SHIFT, strict=True)]
+    scale = 1 + _SCALE * (2 * float(torch.rand(())) - 1)
+    both = torch.cat([source.float(), mask[None]])
+    both = functional.affine(both, translate=moved, scale=scale, fill=[0.0], **angle_free)
+    ratio = _RATIOS[int(torch.randint(len(_RATIOS), ()))]
+    weight = both[3:] * ratio
+    return (both[:3] * weight + target.float() * (1 - weight)).round().clamp(0, 255).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class SelfBlend:
+    """Makes such fakes of a share of the pictures; for FaceDataset.
+
+    landmarks: float32 [N,5,2] in pixels of the frame, nan where they are not known; crops: int32 [N,4], x y w h of what was cut out.
+    """
+
+    share: float
+    landmarks: np.ndarray
+    crops: np.ndarray
+
+    def __call__(self, picture: torch.Tensor, position: int) -> torch.Tensor | None:
+        if float(torch.rand(())) >= self.share:
+            return None
+        points, (x, y, w, h) = self.landmarks[position], self.crops[position]
+        if np.isnan(points).any():
+            return None
+        height, width = picture.shape[-2:]
+        return self_blended(picture, (points - (x, y)) * (width / w, height / h))
+
+
+def self_blend_of(rows: RowTable, share: float) -> SelfBlend:
+    """For the reals of a table that has the columns landmarks and crop. UserError if none of them has landmarks."""
+    lists = rows.table["landmarks"].combine_chunks()
+    known = pc.is_valid(lists).to_numpy(zero_copy_only=False)
+    landmarks = np.full((len(rows), 5, 2), np.nan, np.float32)
+    landmarks[known] = lists.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, 5, 2)
+    if not (known & (rows.labels == 0)).any():
+        raise UserError("--self-blend wants landmarks, and no real face here has them: preprocess with --detector centerface.")
+    return SelfBlend(share, landmarks, rows.table["crop"].combine_chunks().flatten().to_numpy().reshape(-1, 4))
+
+
+def face_mask(landmarks: np.ndarray, height: int, width: int) -> np.ndarray:
+    """float32 [H,W], 1 within the face and 0 outside: an ellipse, upright as the eyes are level, from above the brows to the chin.
+
+    Its centre is between the nose and the middle of eyes and mouth; its half axes are the distance of the eyes, and 1.35 times that from
+    the eyes' middle to the mouth's: on a frontal face about the outline without ears and hair.
+    """
+    eyes, mouth = landmarks[:2].mean(0), landmarks[3:].mean(0)
+    across, down = landmarks[1] - landmarks[0], mouth - eyes
+    axes = max(1.0, float(np.hypot(*across))), max(1.0, 1.35 * float(np.hypot(*down)))
+    centre = (0.5 * (eyes + mouth) + landmarks[2]) / 2
+    angle = float(np.degrees(np.arctan2(across[1], across[0])))
+    mask = np.zeros((height, width), np.float32)
+    cv2.ellipse(mask, ((float(centre[0]), float(centre[1])), (2 * axes[0], 2 * axes[1]), angle), 1.0, -1)
+    return mask
+
+
+def _softened(mask: np.ndarray) -> torch.Tensor:
+    """The mask deformed and blurred at random, float32 [H,W] in 0..1."""
+    height, width = mask.shape
+    bent = v2.ElasticTransform(alpha=0.3 * min(height, width), sigma=max(2.0, 0.06 * min(height, width)))(torch.from_numpy(mask)[None])
+    size = 2 * int(1 + float(torch.rand(())) * 0.06 * min(height, width)) + 1
+    soft = functional.gaussian_blur(bent, [size, size])
+    # The paper blurs a second time after a threshold, so that the seam lies within the face by a varying width.
+    inner = (soft > 0.5 + 0.4 * float(torch.rand(()))).float()
+    return functional.gaussian_blur(inner, [size, size])[0]
+
+
+def _changed(picture: torch.Tensor) -> torch.Tensor:
+    """In colour, and either sharpened or of a lower resolution."""
+    height, width = picture.shape[-2:]
+    shift = torch.randint(-20, 21, (3, 1, 1))
+    coloured: torch.Tensor = _COLOURS((picture.int() + shift).clamp(0, 255).to(torch.uint8))
+    if float(torch.rand(())) < 0.5:
+        return functional.adjust_sharpness(coloured, 1 + float(torch.rand(())))
+    factor = 2 if float(torch.rand(())) < 0.5 else 4
+    small = functional.resize(coloured, [max(1, height // factor), max(1, width // factor)], antialias=True)
+    return functional.resize(small, [height, width], antialias=True)
