@@ -18,6 +18,7 @@ from dfdc_ray import storage
 from dfdc_ray.config import CombineConfig
 from dfdc_ray.console import console
 from dfdc_ray.errors import UserError
+from dfdc_ray.evaluate import calibration
 from dfdc_ray.evaluate.members import Members, combined, load_members, mean, save
 from dfdc_ray.evaluate.metrics import log_losses
 from dfdc_ray.evaluate.run import faces_of
@@ -52,6 +53,9 @@ def combine(config: CombineConfig) -> None:
             highlight=False,
             soft_wrap=True,
         )
+    earlier = storage.join(config.out, calibration.FILE)
+    if storage.exists(earlier):
+        storage.delete(earlier)
     save(config.out, together)
     for uri, weight in zip(config.checkpoint, weights, strict=True):
         console.print(f"{weight:+.3f} x {uri}", markup=False, highlight=False, soft_wrap=True)
@@ -60,16 +64,18 @@ def combine(config: CombineConfig) -> None:
 
 def _check_out(config: CombineConfig) -> None:
     """UserError unless --out is new or an earlier combination, which is replaced."""
-    if config.out.rstrip("/") in [uri.rstrip("/") for uri in config.checkpoint]:
+    if storage.absolute(config.out) in map(storage.absolute, config.checkpoint):
         raise UserError(f"--out {config.out} is one of the checkpoints: give another folder.")
-    if not storage.exists(config.out) or not storage.list_dir(config.out):
+    if not storage.exists(config.out):
         return
     try:
-        earlier = "members" in json.loads(storage.read_bytes(storage.join(config.out, "config.json")))
-    except (FileNotFoundError, ValueError):
-        earlier = False
-    if not earlier:
-        raise UserError(f"--out {config.out} is there already and no combination: it would be replaced. Give a new folder.")
+        there = {entry.name for entry in storage.list_dir(config.out)}
+        earlier = json.loads(storage.read_bytes(storage.join(config.out, "config.json"))) if there else {"members": [], "bias": 0.0}
+        ours = {"members", "bias"} <= set(earlier) and there <= {"config.json", "model.safetensors", calibration.FILE}
+    except (OSError, ValueError, TypeError):
+        ours = False
+    if not ours:
+        raise UserError(f"--out {config.out} is there already, and is no combination or holds more than one: give a new folder.")
 
 
 def fit(logits: np.ndarray, labels: np.ndarray) -> tuple[list[float], float]:

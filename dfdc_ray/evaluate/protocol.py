@@ -46,6 +46,7 @@ def protocol(
 ) -> dict[str, Any]:
     """What the numbers were taken on, and how: plain JSON values, in the order in which a reader wants them."""
     checkpoint, faces = scorer.config, manifest.config
+    of_clips = faces["sampling"] == "clips"
     return {
         "checkpoint": ", ".join(config.checkpoint),
         "checkpoint_rule": checkpoint["selection"],
@@ -60,7 +61,7 @@ def protocol(
         "videos": len(videos),
         "videos_scored": sum(v.score is not None for v in videos),
         "sampling": faces["sampling"],
-        "frames_per_video": faces["frames"],
+        **({"clips_per_video": faces["clips"], "frames_per_clip": faces["frames"]} if of_clips else {"frames_per_video": faces["frames"]}),
         "frames_used": f"core clips only, each of {faces['frames']} frames and counted as one" if scorer.clips else "core frames only",
         "frames_sampled": sum(v.frames_sampled for v in videos),
         "frames_scored": frames_scored,

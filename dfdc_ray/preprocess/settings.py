@@ -40,7 +40,7 @@ def settings_of(config: PreprocessConfig) -> Settings:
     faces = config.crop == "face"
     max_side = config.max_side or MAX_SIDE[config.crop]
     for name, value, least in (
-        ("frames", config.frames, 1),
+        ("frames", config.frames, 2 if config.sampling == "clips" else 1),
         ("clips", 1 if config.clips is None else config.clips, 1),
         ("stride", 1 if config.stride is None else config.stride, 1),
         ("real-multiplier", config.real_multiplier, 1),

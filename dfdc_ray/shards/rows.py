@@ -103,6 +103,8 @@ def clips_of(rows: RowTable) -> RowTable:
     if not len(rows) or position.max() < 0:
         raise UserError("These faces are single frames, but the model looks at clips: preprocess with --sampling clips.")
     length = int(position.max()) + 1
+    if length < 2:
+        raise UserError("These clips are of one frame each: preprocess with --sampling clips and more --frames.")
     order = np.lexsort((position, clip, track, rows.videos))
     order = order[clip[order] >= 0]
     key = np.stack([rows.videos, track, clip])[:, order]

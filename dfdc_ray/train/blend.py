@@ -3,9 +3,9 @@
 A face is laid over itself through a soft mask, after one of the two copies has been changed a little in colour, sharpness, place and size.
 What a detector can learn of it is the seam and the mismatch that every swap leaves, and nothing of any one method.
 
-As in the paper: which changes there are and how strong, that the changed copy is the source or the target by chance, the deformed and
-blurred mask, the blending ratio. Not as in the paper: the mask. Theirs is the hull of 68 or 81 landmarks; ours is an ellipse through the
-five that a detector gives, from the brows to the chin.
+After the paper are the kinds of change, that the changed copy is the source or the target by chance, the shift, the scale and the ratio of
+the blending. Ours are the strength of the colours, how the mask is bent, and the mask: theirs is the hull of 68 or 81 landmarks, ours an
+ellipse through the five that a detector gives, from above the brows to the chin.
 """
 
 from dataclasses import dataclass
@@ -22,6 +22,8 @@ from dfdc_ray.shards.rows import RowTable
 
 _RATIOS = (0.25, 0.5, 0.75, 1.0, 1.0, 1.0)  # of the blending, one of them by chance: the paper's, section 3.2
 _SHIFT, _SCALE = (0.03, 0.015), 0.05  # of the source: share of the picture's width and height, and of its size: section 3.2
+_GRID, _BEND = 6, 0.03  # the mask is bent by a field of so many random vectors a side, each up to this share of the picture's side
+_SMALLEST = 16  # pixels: in a smaller picture there is no seam to see
 _COLOURS = v2.ColorJitter(brightness=0.1, contrast=0.1, saturation=0.3, hue=0.05)
 
 
@@ -59,9 +61,9 @@ class SelfBlend:
         if float(torch.rand(())) >= self.share:
             return None
         points, (x, y, w, h) = self.landmarks[position], self.crops[position]
-        if np.isnan(points).any():
-            return None
         height, width = picture.shape[-2:]
+        if np.isnan(points).any() or min(height, width) < _SMALLEST:
+            return None
         return self_blended(picture, (points - (x, y)) * (width / w, height / h))
 
 
@@ -93,14 +95,18 @@ def face_mask(landmarks: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _softened(mask: np.ndarray) -> torch.Tensor:
-    """The mask deformed and blurred at random, float32 [H,W] in 0..1."""
+    """The mask bent and blurred at random, float32 [H,W] in 0..1."""
     height, width = mask.shape
-    bent = v2.ElasticTransform(alpha=0.3 * min(height, width), sigma=max(2.0, 0.06 * min(height, width)))(torch.from_numpy(mask)[None])
-    size = 2 * int(1 + float(torch.rand(())) * 0.06 * min(height, width)) + 1
-    soft = functional.gaussian_blur(bent, [size, size])
-    # The paper blurs a second time after a threshold, so that the seam lies within the face by a varying width.
-    inner = (soft > 0.5 + 0.4 * float(torch.rand(()))).float()
-    return functional.gaussian_blur(inner, [size, size])[0]
+    side = min(height, width)
+    bend = (2 * torch.rand(2, _GRID, _GRID).numpy() - 1) * _BEND * side
+    rows, columns = np.mgrid[:height, :width].astype(np.float32)
+    dx, dy = (cv2.resize(field, (width, height), interpolation=cv2.INTER_CUBIC) for field in bend)
+    bent = cv2.remap(mask, columns + dx, rows + dy, cv2.INTER_LINEAR)
+    sigma = side * (0.005 + 0.02 * float(torch.rand(())))
+    soft = cv2.GaussianBlur(bent, (0, 0), sigma)
+    # Cut and blurred a second time, so that the seam lies within the face by a varying width.
+    inner = (soft > 0.5 + 0.4 * float(torch.rand(()))).astype(np.float32)
+    return torch.from_numpy(cv2.GaussianBlur(inner, (0, 0), sigma))
 
 
 def _changed(picture: torch.Tensor) -> torch.Tensor:

@@ -81,12 +81,13 @@ def train_loop(
     plan = on_this_node(plan, config)
     run = _start(config, plan, rank=rank, world_size=world_size, device=device or torch.device("cpu"))
     at = run.at
+    fake = self_blend_of(plan.train, config.self_blend) if config.self_blend else None
+    rows = dataclasses.replace(plan.train, table=plan.train.table.select(["group", "row", "label", "group_id"]))
     order = ShuffledOrder(
-        plan.train, config.batch_size, config.seed, config.epochs, at.epoch, at.samples, config.balance, rank=rank, world_size=world_size
+        rows, config.batch_size, config.seed, config.epochs, at.epoch, at.samples, config.balance, rank=rank, world_size=world_size
     )
     pin = run.device.type == "cuda"
-    fake = self_blend_of(plan.train, config.self_blend) if config.self_blend else None
-    training = FaceDataset(plan.train, transforms.training(run.spec), order, fake)
+    training = FaceDataset(rows, transforms.training(run.spec), order, fake)
     fixed = FixedOrder(len(plan.validation), config.batch_size, rank, world_size)
     held_out = FaceDataset(plan.validation, transforms.evaluation(run.spec), fixed)
     made: list[Iterable[Batch]] = [

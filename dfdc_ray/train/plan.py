@@ -22,6 +22,7 @@ from dfdc_ray.shards.manifest import read_manifest
 from dfdc_ray.shards.order import ShuffledOrder
 from dfdc_ray.shards.rows import RowTable, clips_of, read_rows, split_mask
 from dfdc_ray.train import checkpoint
+from dfdc_ray.train.blend import self_blend_of
 
 # A run may go on with these changed; anything else would make it another run. `faces` may have moved: its data hash is compared.
 MAY_CHANGE = {"faces", "out", "workers", "gpu", "cpus_per_worker", "loader_workers", "ingest_actors", "checkpoint_minutes", "cache"}
@@ -51,9 +52,9 @@ class Counts:
 class Plan:
     """The rows of training and validation, and what a checkpoint records of them.
 
-    train has the columns group, row, label and group_id only. drawn: how many reals and fakes an epoch draws, by each way to balance.
-    train_groups: also those that the first weights were trained on. faces_config: how the faces were made. initial: first weights of a
-    fresh run, None when there is a checkpoint to go on from. finished: all epochs are done.
+    train has the columns group, row, label and group_id only, and landmarks and crop for --self-blend. drawn: how many reals and fakes an
+    epoch draws, by each way to balance. train_groups: also those that the first weights were trained on. faces_config: how the faces were
+    made. initial: first weights of a fresh run, None when there is a checkpoint to go on from. finished: all epochs are done.
     """
 
     train: RowTable
@@ -98,6 +99,8 @@ def prepare(config: TrainConfig) -> Plan:
     if saved:
         _check_same(config, manifest.data_hash, saved.config)
     train = used["train"]
+    if config.self_blend:
+        self_blend_of(train, config.self_blend)  # said now, if it cannot be
     groups = {split: _groups(part) for split, part in used.items()}
     return Plan(
         train=replace(train, table=train.table.select(["group", "row", "label", "group_id", *more])),  # workers get a copy each
@@ -143,8 +146,14 @@ def describe(plan: Plan, config: TrainConfig) -> None:
         ways.add_row(way, _WAYS[way], f"{reals:,}", f"{fakes:,}", ratio, style="bold" if way == config.balance else "dim")
     console.print(ways)
     if config.self_blend:
-        reals = plan.drawn[config.balance][0]
-        console.print(f"Of about {config.self_blend * reals:,.0f} of the {reals:,} real faces of an epoch fakes are made.", highlight=False)
+        reals, fakes = plan.drawn[config.balance]
+        blended = round(config.self_blend * reals)
+        console.print(
+            f"Of about {blended:,} of the real faces of an epoch fakes are made: it has {reals - blended:,} real and {fakes + blended:,} "
+            "fake faces.",
+            highlight=False,
+            soft_wrap=True,
+        )
     console.print(f"This run: {config.balance}. Of the training videos {plan.prior:.1%} are fake.", highlight=False, soft_wrap=True)
     if not (validation.real_videos and validation.fake_videos):
         console.print("[yellow]Validation has videos of one class only: its AUC is not defined.[/]", soft_wrap=True)
@@ -169,8 +178,8 @@ def _check_options(config: TrainConfig) -> None:
     if config.image_size < 32:
         raise UserError(f"--image-size {config.image_size}: at least 32, since the networks halve it five times.")
     check_side(config.model, config.image_size)
-    if not 0 <= config.self_blend <= 1:
-        raise UserError(f"--self-blend {config.self_blend}: a share, from 0 to 1.")
+    if not 0 <= config.self_blend < 1:
+        raise UserError(f"--self-blend {config.self_blend}: a share of the reals, from 0 to below 1.")
     if config.self_blend and takes_clips(config.model):
         raise UserError(f"--self-blend is for single frames, and --model {config.model} looks at clips.")
     if config.objective == "triplet" and config.batch_size // config.workers < _TRIPLET:

@@ -147,11 +147,17 @@ def test_nothing_but_a_combination_is_replaced(two: tuple[str, str], tmp_path: P
     single = _checkpoint(tmp_path / "single", "meso4", 256, 1)
     for out in (str(tmp_path / "notes"), single, str(tmp_path)):
         assert main([*command, out]) == 1
-        assert "is there already and no combination" in capsys.readouterr().err
+        assert "is no combination or holds more than one" in capsys.readouterr().err
     assert (tmp_path / "notes" / "notes.txt").read_text() == "mine"
     (tmp_path / "empty").mkdir()
     for _ in range(2):
         assert main([*command, str(tmp_path / "empty")]) == 0
+        (tmp_path / "empty" / "calibration.json").write_text("{}")
+    (tmp_path / "empty" / "report").mkdir()
+    (tmp_path / "file").write_text("null")
+    for out in (str(tmp_path / "empty"), str(tmp_path / "file")):
+        assert main([*command, out]) == 1
+        assert "is no combination or holds more than one" in capsys.readouterr().err
 
 
 def test_a_calibration_belongs_to_one_sum(two: tuple[str, str], tmp_path: Path) -> None:

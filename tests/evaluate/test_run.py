@@ -264,6 +264,7 @@ def test_clips_are_counted_as_such(faces: Path, best: Path, tmp_path: Path) -> N
         whole = [v for v in report["videos"] if v["score"] is not None]
         assert {(v["frames_scored"], v["frames_sampled"]) for v in whole} == {(2, 2)}
         assert {v["status"] for v in report["videos"] if v["score"] is None} == {"no_face", "error", "no_core_face"}
+        assert (report["protocol"]["clips_per_video"], report["protocol"]["frames_per_clip"]) == (2, 2)
         assert report["protocol"]["frames_used"] == "core clips only, each of 2 frames and counted as one"
         assert not any("another way" in warning for warning in report["warnings"])
     assert report["protocol"]["model"] == "mean of logits of r3d_18, efficientnet_lite0"

@@ -13,7 +13,7 @@ from dfdc_ray.shards.dataset import FaceDataset
 from dfdc_ray.shards.manifest import read_manifest
 from dfdc_ray.shards.order import ShuffledOrder
 from dfdc_ray.shards.rows import RowTable, read_rows
-from dfdc_ray.train.blend import SelfBlend, face_mask, self_blend_of, self_blended
+from dfdc_ray.train.blend import SelfBlend, _softened, face_mask, self_blend_of, self_blended
 
 LANDMARKS = np.array([[70, 80], [130, 80], [100, 110], [80, 140], [120, 140]], np.float32)
 
@@ -32,6 +32,19 @@ def test_the_mask_is_on_the_face() -> None:
     assert mask[20, 100] == mask[100, 30] == mask[220, 100] == 0
     turned = face_mask(np.stack([LANDMARKS[:, 1], 200 - LANDMARKS[:, 0]], axis=1), 200, 240)  # by a right angle
     assert np.mean(turned != np.rot90(mask)) < 0.02
+
+
+def test_the_mask_is_bent_and_soft() -> None:
+    """Its outline is another each time, by several pixels, and its edge is no step."""
+    mask = face_mask(LANDMARKS, 240, 200)
+    bent = []
+    for seed in range(10):
+        torch.manual_seed(seed)
+        bent.append(_softened(mask).numpy())
+    assert all(b.min() >= 0 and b.max() <= 1 + 1e-5 for b in bent)
+    assert all(0.02 < np.mean((b > 0.1) & (b < 0.9)) < 0.4 for b in bent)
+    widths = [[(b[row] > 0.5).sum() for row in range(40, 180, 20)] for b in bent]
+    assert np.std(widths, axis=0).min() > 2
 
 
 def test_a_fake_differs_from_its_face_within_the_face() -> None:

@@ -218,7 +218,7 @@ def test_weights_of_an_earlier_training_bring_along_what_it_saw(
         ({"image_size": 8}, "at least 32"),
         ({"weights": "absent.pth"}, "no such file"),
         ({"ingest_actors": -1}, "must not be negative"),
-        ({"self_blend": 1.5}, "a share, from 0 to 1"),
+        ({"self_blend": 1.0}, "a share of the reals"),
         ({"self_blend": 0.5, "model": "r3d_18"}, "single frames"),
         ({"objective": "triplet", "batch_size": 12, "workers": 2}, "wants at least 8 samples a worker"),
         ({"ingest_actors": 1, "loader_workers": 1}, "Leave those out"),
