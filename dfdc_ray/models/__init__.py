@@ -120,7 +120,7 @@ def _pretrained(model: "nn.Module", weights: str) -> "Mapping[str, torch.Tensor]
             return source.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # no network, or a damaged file
         raise UserError(
-            f"The {weights} weights could not be loaded ({error}).\n"
+            f"The pretrained weights could not be loaded ({error}).\n"
             f"With a network they are fetched from {source.url}\n"
             f"Without one, place that file at {file}\n"
             "or anywhere else and give --weights FILE; --weights none trains from scratch."

@@ -145,9 +145,9 @@ class _Work:
             samples = self._samples(info, guide)
             self.counts = {"frames_wanted": len(samples), "frames_decoded": 0}
             if not samples:
-                what = "clip" if self.settings.sampling == "clips" else "sampled frame"
-                whose = "of its original's" if guide else "of the length that was asked for"
-                raise VideoError("probe", f"no {what} {whose} lies within its {len(info.pts)} frames")
+                kind = "clips" if self.settings.sampling == "clips" else "frames"
+                what = f"none of the original's sampled {kind} lies" if guide else "no clip of the length that was asked for lies"
+                raise VideoError("probe", f"{what} within its {len(info.pts)} frames")
             found = _Found()
             source = None
             if self.settings.crop == "frame":
