@@ -100,24 +100,43 @@ def test_a_stalling_video_ends_as_poison_and_the_next_goes_on(settings, video):
     assert good.ledger["status"] == "ok"
 
 
-def test_four_kills_from_outside_do_not_condemn_the_video(light, video):
+def dying_child(path: Path, what: signal.Signals, *, times: int) -> list[str]:
+    """The command of a child that dies by this signal once it has a video, and so do those after it; then it is the real one.
+
+    A signal sent by a thread of the test may find that a short video is done already.
+    """
+    path.write_text(
+        "import os, sys\n"
+        "from multiprocessing.connection import Connection\n"
+        f"with open({str(path.with_suffix('.deaths'))!r}, 'a+') as deaths:\n"
+        "    died = deaths.tell()\n"
+        f"    deaths.write('x' if died < {times} else '')\n"
+        f"if died >= {times}:\n"
+        f"    os.execv(sys.executable, [*{supervise._CHILD!r}, sys.argv[1]])\n"
+        "connection = Connection(int(sys.argv[1]))\n"
+        "connection.recv(); connection.send(('ready',)); connection.recv()\n"
+        f"os.kill(os.getpid(), {int(what)})\n"
+    )
+    return [sys.executable, str(path)]
+
+
+def test_four_kills_from_outside_do_not_condemn_the_video(light, video, monkeypatch, tmp_path):
     """A machine that shuts down, or the kernel short of memory, kills what is not to blame."""
     with Worker(light, timeout_s=60, memory_bytes=4 * GIB, pause_s=0.01) as worker:
         undisturbed = worker.process(video, None)
         worker.stop()
-        killer = send_to_children(worker, signal.SIGKILL, times=4)
+        monkeypatch.setattr(supervise, "_CHILD", dying_child(tmp_path / "child.py", signal.SIGKILL, times=4))
         result = worker.process(video, None)
-        killer.join(10)
-    assert not killer.is_alive()
+    assert (tmp_path / "child.deaths").read_text() == "xxxx"
     assert result.ledger == undisturbed.ledger
     assert result.faces == undisturbed.faces
 
 
-def test_a_video_whose_process_is_killed_whenever_it_is_tried_is_poison(light, video):
+def test_a_video_whose_process_is_killed_whenever_it_is_tried_is_poison(light, video, monkeypatch, tmp_path):
     """As the kernel does where a video exhausts the machine's memory: the tries end, with pauses that grow."""
+    monkeypatch.setattr(supervise, "_CHILD", dying_child(tmp_path / "child.py", signal.SIGKILL, times=5))
     with Worker(light, timeout_s=60, memory_bytes=4 * GIB, pause_s=0.1) as worker:
         start = time.monotonic()
-        send_to_children(worker, signal.SIGKILL, times=5)
         result = worker.process(video, None)
         took = time.monotonic() - start
         after = worker.process(video, None)
@@ -127,9 +146,9 @@ def test_a_video_whose_process_is_killed_whenever_it_is_tried_is_poison(light, v
     assert after.ledger["status"] == "ok"
 
 
-def test_a_video_that_crashes_its_process_twice_is_poison(light, video):
+def test_a_video_that_crashes_its_process_twice_is_poison(light, video, monkeypatch, tmp_path):
+    monkeypatch.setattr(supervise, "_CHILD", dying_child(tmp_path / "child.py", signal.SIGSEGV, times=2))
     with Worker(light, timeout_s=60, memory_bytes=4 * GIB) as worker:
-        send_to_children(worker, signal.SIGSEGV, times=2)
         result = worker.process(video, None)
         after = worker.process(video, None)
     assert result.ledger["status"] == "poison"
