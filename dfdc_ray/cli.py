@@ -31,6 +31,8 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "evaluate": (config.EvaluateConfig, "dfdc_ray.evaluate.run:evaluate"),
     "predict": (config.PredictConfig, "dfdc_ray.serve.score:predict"),
     "experiments report": (config.ExperimentsConfig, "dfdc_ray.experiments.run:report"),
+    "experiments models": (config.ModelsConfig, "dfdc_ray.experiments.run:models"),
+    "experiments bonettini": (config.BonettiniConfig, "dfdc_ray.experiments.run:models"),
     "demo": (config.DemoConfig, "dfdc_ray.demo.run:demo"),
     "demo-corpus": (config.DemoCorpusConfig, "dfdc_ray.demo.corpus:demo_corpus"),
     "doctor": (config.DoctorConfig, "dfdc_ray.doctor:doctor"),

@@ -8,6 +8,7 @@ import tyro
 SamplingMethod = Literal["spread", "centre", "per_second", "clips"]
 Balance = Literal["frames", "sample", "groups", "none"]
 Objective = Literal["bce", "l2", "triplet"]
+DrawnFakes = Literal["swap", "sound"]
 DetectorName = Literal["centerface", "ssd", "ssd-stock", "opencv"]
 
 
@@ -54,6 +55,8 @@ class PreprocessConfig:
     """Pictures larger than this many pixels are scaled down, smaller ones kept as they are; unset: 320 for faces, 640 for whole frames."""
     image_format: Literal["jpeg", "png"] = "jpeg"
     """jpeg: quality 95, 4:4:4; png: lossless."""
+    sound: bool = False
+    """Keep the 0.2 s of sound around each frame too, 6 kB each, for models that listen (docs/models.md)."""
     retry: tuple[Literal["error", "poison", "no_face", "missing"], ...] = ()
     """Do units again that hold videos which ended so (`--retry error poison` or `--retry error,poison`)."""
     max_error_share: float = 0.01
@@ -152,6 +155,10 @@ class TrainConfig:
     """frames: use the extra frames of real videos; sample: draw both classes equally often; groups: also every group; none: core frames."""
     self_blend: float = 0.0
     """Share of the drawn reals of which fakes are made by blending them with themselves (Shiohara and Yamasaki 2022); wants landmarks."""
+    stabilise: bool = False
+    """Lay the frames of a clip over its middle one before anything else, in training as in scoring; for models that look at clips."""
+    cutmix: float = 0.0
+    """Share of the steps in which a part of each picture or clip comes from another one, and its label with it (Yun et al. 2019)."""
     groups: int | None = None
     """Train on only so many groups of the training split, drawn by the seed: for a learning curve. Unset: all."""
     epochs: int = 5
@@ -235,6 +242,8 @@ class PredictConfig:
     """Checkpoint folder (the train output's `best`), local or s3://; of several (--checkpoint A --checkpoint B) the mean of logits."""
     frames: int = 32
     """Frames per video, evenly spread; of a model that looks at clips, in clips as long as those of its training."""
+    maps: str | None = None
+    """Folder for a picture of each video that shows what the model looked at: its attention, or a clip's differences and colours."""
     json: bool = False
     """Print JSON."""
     csv: bool = False
@@ -273,6 +282,59 @@ class ExperimentsConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ModelsConfig:
+    """Train and judge every detector on the same faces under one budget: one table and one plot. Run it again after any interruption."""
+
+    corpus: tuple[str, ...]
+    """Folder, zip or s3:// prefix; may be given several times. NAME=URI names the corpus, else its folder's name is used."""
+    out: str
+    """Folder or s3:// prefix for faces, checkpoints, reports, the table and the plot."""
+    split: str = "hash:0"
+    """Split rule by group, as of train."""
+    detectors: tuple[str, ...] = ()
+    """Which lines of the table, by name; unset: all. A combination is there when all its members are."""
+    weights: Literal["pretrained", "none"] = "pretrained"
+    """pretrained: each model begins with ImageNet's or Kinetics' where they can be had; none: all from scratch."""
+    sampling: Literal["clips", "spread"] = "clips"
+    """clips: for models of time and of single frames alike; spread: frames evenly over the video, for the latter alone."""
+    clips: int = 4
+    """Of a video, with clips."""
+    frames: int = 8
+    """Per clip; per video with spread."""
+    stride: int = 2
+    """With clips: every so many-th frame of the video."""
+    real_multiplier: int = 4
+    """Real videos give this many times the clips or frames for training."""
+    image_size: int = 224
+    """Side in pixels of the models' input; MesoNet's is 256 in any case."""
+    epochs: int = 5
+    """The budget: every detector sees each picture so many times."""
+    batch_size: int = 32
+    """Pictures per step; a clip counts as its frames."""
+    learning_rate: float = 3e-4
+    seed: int = 0
+    gpu: bool = False
+    """One GPU for each detector; as many are trained at a time as there are GPUs (without: as the CPUs allow)."""
+    cpus_per_worker: int = 1
+    """CPUs, and so threads, for each detector."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BonettiniConfig(ModelsConfig):
+    """The same by the protocol of Bonettini et al. 2020: their four EfficientNets and the ensemble, DFDC's parts, 32 frames, 224 pixels."""
+
+    split: str = "parts:0-34/35-39/40-49"
+    detectors: tuple[str, ...] = (
+        "efficientnet_b4",
+        "efficientnet_b4_attention",
+        "efficientnet_b4-siamese",
+        "efficientnet_b4_attention-siamese",
+    )
+    sampling: Literal["clips", "spread"] = "spread"
+    frames: int = 32
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoCorpusConfig:
     """Generate a corpus of drawn talking heads and fakes of them, in DFDC's own form. Says nothing about real fakes."""
 
@@ -281,6 +343,8 @@ class DemoCorpusConfig:
     families: int = 48
     """Real videos; each has about four fakes."""
     seed: int = 0
+    fakes: DrawnFakes = "swap"
+    """swap: another face in the picture; sound: the picture untouched, its sound shifted in time or of other words in the same voice."""
 
 
 @dataclass(frozen=True, kw_only=True)

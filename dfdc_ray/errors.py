@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-Stage = Literal["open", "probe", "decode", "align", "detect", "crop"]
+Stage = Literal["open", "probe", "decode", "align", "detect", "crop", "sound"]
 
 
 class UserError(Exception):

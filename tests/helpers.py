@@ -17,6 +17,7 @@ from dfdc_ray.shards.manifest import read_manifest
 from dfdc_ray.shards.pack import plan
 from dfdc_ray.shards.schema import FACES
 from dfdc_ray.shards.write import parquet_bytes
+from dfdc_ray.video.sound import WINDOW
 
 # Mean RGB: the two classes can be told apart by it, through any augmentation.
 _COLOURS = {"REAL": (170, 90, 90), "FAKE": (90, 90, 170)}
@@ -39,12 +40,13 @@ def write_face_shards(
     image_format: str = "jpeg",
     labels: tuple[str | None, str | None] = ("REAL", "FAKE"),
     clip: int | None = None,
+    sound: bool = False,
 ) -> Path:
     """One real video and `fakes` fakes a family, one shard a family, one row group a video.
 
     Family i is in part and group i // families_per_part.
     Every `multiplier`-th frame of a real video is a core frame, and all frames of a fake are. Images are size x (size + 4) pixels.
-    clip: so many frames make a clip, and what is said of frames goes for clips.
+    clip: so many frames make a clip, and what is said of frames goes for clips. sound: noise around each frame.
     """
     rng = np.random.default_rng(0)
     (folder / "faces").mkdir(parents=True)
@@ -65,6 +67,7 @@ def write_face_shards(
             step = 1 if number else multiplier
             of = clip or 1
             rows = [_row(rng, ids, i, core=i // of % step == 0, size=size, image_format=image_format) for i in range(frames * step)]
+            rows = [row | {"has_sound": True, "sound": _sound(rng)} for row in rows] if sound else rows
             videos.append([row | {"clip_id": clip and i // of, "clip_position": clip and i % of} for i, row in enumerate(rows)])
             ledger.append(ids | {"status": "ok", "generation": 0, "faces": frames * step})
         data = parquet_bytes(videos, FACES)
@@ -88,6 +91,10 @@ def pack_shards(faces: Path, out: Path | str, *, seed: int = 0, shard_mb: float 
     receipts = {shard.number: packed.commit(str(out), shard, settings) for shard in plan(source, seed=seed, shard_bytes=shard_mb * 1e6)}
     packed.publish(str(out), source, receipts, settings, copied=packed.companions(source), versions={})
     return str(out)
+
+
+def _sound(rng: np.random.Generator) -> bytes:
+    return rng.integers(-9999, 9999, WINDOW).astype("<i2").tobytes()
 
 
 def _row(rng: np.random.Generator, ids: dict[str, Any], frame: int, *, core: bool, size: int, image_format: str) -> dict[str, Any]:

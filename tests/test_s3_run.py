@@ -112,7 +112,7 @@ def test_from_zips_in_a_bucket_to_a_checkpoint_in_it(s3: S3, small_corpus: Path,
     options = ["--split", "hash:0:50/50/0", "--weights", "none", "--epochs", "1", "--batch-size", "16", "--image-size", "32"]
     environment = s3.server.environment(RAY_TMPDIR=str(ray_folder), RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2")
     trained = dfdc_ray("train", "--faces", faces, "--out", model, *options, environment=environment)
-    _, config = checkpoint.load_model(storage.join(model, "best"))
+    config = checkpoint.load(storage.join(model, "best")).config
     assert [entry["epoch"] for entry in config["history"]] == [1]
 
     _assert_no_secret(s3.server, said + trained, s3.uri, ray_folder)

@@ -66,6 +66,9 @@ class _Memory:
     def read(self, wanted: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
         return [torch.from_numpy(self.found[key]) for key in wanted]
 
+    def sound(self, wanted: Sequence[tuple[int, int]]) -> torch.Tensor:
+        raise NotImplementedError  # single frames have none
+
 
 class _InMemory(FaceDataset):
     """A FaceDataset whose pictures have been read before."""

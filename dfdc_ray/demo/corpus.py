@@ -19,13 +19,15 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import numpy.typing as npt
 
-from dfdc_ray.config import DemoCorpusConfig
+from dfdc_ray.config import DemoCorpusConfig, DrawnFakes
 from dfdc_ray.console import Work, console
 from dfdc_ray.demo.encode import deliver, encode_mp4, make_delivery
 from dfdc_ray.demo.identity import Identity, Image, make_identity, stream
 from dfdc_ray.demo.scene import FPS, Scene, make_scene, record
 from dfdc_ray.demo.swap import DonorFace, make_traces, swap
+from dfdc_ray.demo.voice import SAMPLE_RATE, speak
 from dfdc_ray.errors import UserError
 
 VERSION = 1  # of what is drawn: another version, other frames
@@ -33,6 +35,7 @@ FAKES = 4  # per original
 TEST_FAMILIES = 6  # of test_videos/, with one fake each: 12 videos
 SECONDS = 2.0
 MAX_PARTS = 8
+SOUND_FAKES = ("drawn_sound_shift", "drawn_sound_other")
 MARKER = "corpus.json"  # written last: the corpus is whole
 PARTIAL = ".partial"
 README = """GENERATED: says nothing about real fakes.
@@ -72,6 +75,7 @@ class Footage:
     video: Video
     frames: list[Image]
     scene: Scene
+    sound: npt.NDArray[np.float32]  # [samples] at voice.SAMPLE_RATE
     crf: int
 
 
@@ -98,13 +102,20 @@ DEMO_SPLIT = demo_split(DemoCorpusConfig.families)
 
 def demo_corpus(config: DemoCorpusConfig) -> None:
     """The command. Raises UserError when `out` holds something else."""
-    write_corpus(config.out, families=config.families, seed=config.seed)
+    write_corpus(config.out, families=config.families, seed=config.seed, fakes=config.fakes)
     said = f"{config.out}: generated corpus of {config.families} families. It says nothing about real fakes."
     console.print(said, highlight=False, soft_wrap=True)
 
 
 def write_corpus(
-    out: str | Path, *, families: int, seed: int, seconds: float = SECONDS, test_families: int | None = None, workers: int | None = None
+    out: str | Path,
+    *,
+    families: int,
+    seed: int,
+    seconds: float = SECONDS,
+    test_families: int | None = None,
+    fakes: DrawnFakes = "swap",
+    workers: int | None = None,
 ) -> None:
     """Write the corpus to the folder `out`: zips by part, test_videos/, groups.csv, test_truth.csv, README.txt, and last corpus.json.
 
@@ -118,13 +129,20 @@ def write_corpus(
             f"Need families >= 1, seed >= 0, test families >= 0 and two frames; got {families}, {seed}, {test_families}, {seconds} s."
         )
     folder = Path(out)
-    marker = {"version": VERSION, "families": families, "seed": seed, "seconds": seconds, "test_families": test_families}
+    marker: dict[str, float | str] = {
+        "version": VERSION,
+        "families": families,
+        "seed": seed,
+        "seconds": seconds,
+        "test_families": test_families,
+    }
+    marker |= {"fakes": fakes} if fakes != "swap" else {}
     if _is_there(folder, marker):
         console.print(f"{folder}: this generated corpus is there already.", highlight=False, soft_wrap=True)
         return
     partial = folder / PARTIAL
     (partial / "test_videos").mkdir(parents=True)
-    plan = plan_corpus(families=families, seed=seed, test_families=test_families)
+    plan = plan_corpus(families=families, seed=seed, test_families=test_families, fakes=fakes)
     names = [video.name for family in plan for video in family.videos]
     with Work("Drawing", total=len(names), unit="videos") as work:
         for family in _make_all(plan, seed, seconds, partial, workers or os.cpu_count() or 1):
@@ -140,7 +158,7 @@ def write_corpus(
     (folder / f"{MARKER}.tmp").rename(folder / MARKER)
 
 
-def plan_corpus(*, families: int, seed: int, test_families: int) -> list[Family]:
+def plan_corpus(*, families: int, seed: int, test_families: int, fakes: DrawnFakes = "swap") -> list[Family]:
     """All families, those of test_videos/ last; names and methods decided."""
     rng = stream(seed, "plan")
     letters = np.array(list(string.ascii_lowercase))
@@ -157,8 +175,11 @@ def plan_corpus(*, families: int, seed: int, test_families: int) -> list[Family]
     first_test = 2 * pairs
     for index in [*range(families), *range(first_test, first_test + test_families)]:
         original = name()
-        fakes = [name() for _ in range(FAKES if index < families else 1)]
-        videos = [Video(fake, original, make_traces(stream(seed, "traces", fake)).method) for fake in fakes]
+        names = [name() for _ in range(FAKES if index < families else 1)]
+        methods = [
+            make_traces(stream(seed, "traces", fake)).method if fakes == "swap" else SOUND_FAKES[n % 2] for n, fake in enumerate(names)
+        ]
+        videos = [Video(fake, original, method) for fake, method in zip(names, methods, strict=True)]
         part = index // 2 * parts // pairs if index < families else None
         plan.append(Family(index, part, (Video(original, None, None), *videos)))
     return plan
@@ -178,14 +199,26 @@ def film(family: Family, *, seed: int, seconds: float) -> Iterator[Footage]:
     donor = DonorFace(identity(seed, family.index ^ 1), scene)
     for video in family.videos:
         frames: Sequence[Image] = recorded
-        if video.original is not None:
+        sound = scene.voice.sound
+        if video.method in SOUND_FAKES:
+            sound = _other_sound(video, scene, seed=seed, seconds=seconds)
+        elif video.original is not None:
             traces = make_traces(stream(seed, "traces", video.name))
             frames = swap(recorded, scene, donor, traces, stream(seed, "swap", video.name))
         delivery = make_delivery(stream(seed, "delivery", video.name))
-        yield Footage(video, deliver(frames, delivery), scene, delivery.crf)
+        yield Footage(video, deliver(frames, delivery), scene, sound, delivery.crf)
 
 
-def _is_there(folder: Path, marker: Mapping[str, float]) -> bool:
+def _other_sound(video: Video, scene: Scene, *, seed: int, seconds: float) -> npt.NDArray[np.float32]:
+    """The same words at another time (what is pushed out at one end comes in at the other), or other words in the same voice."""
+    rng = stream(seed, "sound", video.name)
+    if video.method == SOUND_FAKES[0]:
+        shift = rng.uniform(0.25, min(1.0, seconds / 2)) * (1 if rng.random() < 0.5 else -1)
+        return np.roll(scene.voice.sound, round(shift * SAMPLE_RATE))
+    return speak(rng, seconds=seconds, pitch_hz=scene.identity.pitch_hz, formant_scale=scene.identity.formant_scale).sound
+
+
+def _is_there(folder: Path, marker: Mapping[str, float | str]) -> bool:
     """Whether this very corpus is there. What an interrupted run left is removed. Raises UserError about anything else."""
     if not folder.exists():
         return False
@@ -224,7 +257,7 @@ def _make_all(plan: list[Family], seed: int, seconds: float, folder: Path, worke
 def _make(job: tuple[Family, int, float, Path]) -> Family:
     family, seed, seconds, folder = job
     for footage in film(family, seed=seed, seconds=seconds):
-        (folder / footage.video.name).write_bytes(encode_mp4(footage.frames, footage.scene.voice.sound, crf=footage.crf))
+        (folder / footage.video.name).write_bytes(encode_mp4(footage.frames, footage.sound, crf=footage.crf))
     return family
 
 

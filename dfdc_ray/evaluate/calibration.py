@@ -57,14 +57,14 @@ def fit(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     reals = len(labels) - fakes
     if not (reals and fakes):
         raise UserError(f"Validation has {reals} real and {fakes} fake videos with a face: calibration needs both.")
-    logits = _logits(scores)
+    scores_logits = torch.from_numpy(logits(scores))
     targets = torch.where(torch.from_numpy(labels == 1), (fakes + 1) / (fakes + 2), 1 / (reals + 2)).double()
     both = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
     optimizer = torch.optim.LBFGS([both], max_iter=200, line_search_fn="strong_wolfe", tolerance_grad=1e-9)
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        loss = functional.binary_cross_entropy_with_logits(both[0] * logits + both[1], targets)
+        loss = functional.binary_cross_entropy_with_logits(both[0] * scores_logits + both[1], targets)
         loss.backward()
         return loss
 
@@ -99,7 +99,12 @@ def choose(scores: Mapping[str, np.ndarray], labels: np.ndarray) -> tuple[str, f
 
 def scaled(scores: np.ndarray, a: float, b: float) -> np.ndarray:
     """sigmoid(a * logit(score) + b), float64 [N]."""
-    return torch.sigmoid(_logits(scores) * a + b).numpy()
+    return torch.sigmoid(torch.from_numpy(logits(scores)) * a + b).numpy()
+
+
+def logits(scores: np.ndarray) -> np.ndarray:
+    """Of scores in [0, 1], kept CLIP away from both ends: float64, the same shape."""
+    return torch.logit(torch.from_numpy(np.asarray(scores, dtype=np.float64)), eps=CLIP).numpy()
 
 
 def error(scores: np.ndarray, labels: np.ndarray) -> float:
@@ -126,7 +131,3 @@ def load(checkpoint: str, *, weights: str) -> Calibration | None:
     if found.weights != weights:
         raise UserError(f"{uri} belongs to other weights, from before training went on. Run `dfdc-ray calibrate` again, or delete it.")
     return found
-
-
-def _logits(scores: np.ndarray) -> torch.Tensor:
-    return torch.logit(torch.from_numpy(np.asarray(scores, dtype=np.float64)), eps=CLIP)

@@ -2,9 +2,9 @@
 
     dfdc-ray combine --checkpoint out/a/best --checkpoint out/b/best --out out/both [--by logistic --faces out/faces]
 
-mean: the mean of their logits. logistic: weights and a bias fitted on the validation videos, each of which counts once with the mean of
-each checkpoint's logits over its core faces: they minimise the mean log loss plus half of PENALTY times the squared distance of the weights
-from those of the mean, so that few videos, or checkpoints that are much alike, leave it near the mean.
+mean: the mean of their logits. logistic: weights and a bias fitted on the validation videos, each of which counts once with the logit of
+each checkpoint's score of it (aggregate.py's rule mean_logit): they minimise the mean log loss plus half of PENALTY times the squared
+distance of the weights from those of the mean, so that few videos, or checkpoints that are much alike, leave it near the mean.
 """
 
 import json
@@ -22,7 +22,7 @@ from dfdc_ray.evaluate import calibration
 from dfdc_ray.evaluate.members import Members, combined, load_members, mean, save
 from dfdc_ray.evaluate.metrics import log_losses
 from dfdc_ray.evaluate.run import faces_of
-from dfdc_ray.evaluate.scorer import Scorer, logits_of_rows
+from dfdc_ray.evaluate.scorer import Scorer, score_rows
 from dfdc_ray.evaluate.videos import refuse_trained_on, split_videos
 from dfdc_ray.shards.manifest import read_manifest
 from dfdc_ray.train.memory import keep_freed_memory
@@ -59,7 +59,9 @@ def combine(config: CombineConfig) -> None:
     save(config.out, together)
     for uri, weight in zip(config.checkpoint, weights, strict=True):
         console.print(f"{weight:+.3f} x {uri}", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{together.bias:+.3f}\nCheckpoint: {storage.absolute(config.out)}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"{together.bias:+.3f} the bias\nCheckpoint: {storage.absolute(config.out)}", markup=False, highlight=False, soft_wrap=True
+    )
 
 
 def _check_out(config: CombineConfig) -> None:
@@ -70,8 +72,9 @@ def _check_out(config: CombineConfig) -> None:
         return
     try:
         there = {entry.name for entry in storage.list_dir(config.out)}
-        earlier = json.loads(storage.read_bytes(storage.join(config.out, "config.json"))) if there else {"members": [], "bias": 0.0}
-        ours = {"members", "bias"} <= set(earlier) and there <= {"config.json", "model.safetensors", calibration.FILE}
+        ours = there <= {"config.json", "model.safetensors", calibration.FILE}
+        if ours and there:
+            ours = {"members", "bias"} <= set(json.loads(storage.read_bytes(storage.join(config.out, "config.json"))))
     except (OSError, ValueError, TypeError):
         ours = False
     if not ours:
@@ -100,16 +103,15 @@ def fit(logits: np.ndarray, labels: np.ndarray) -> tuple[list[float], float]:
 
 
 def _validation(checkpoints: Sequence[Members], together: Members, uri: str) -> tuple[np.ndarray, np.ndarray]:
-    """Mean logits of the validation videos that have a face, float64 [M,V], and their labels, int64 [V]."""
+    """Logits of the validation videos that have a face, float64 [M,V], and their labels, int64 [V]."""
     manifest = read_manifest(uri)
     videos = split_videos(uri, together.config["split"], "validation")
     refuse_trained_on(videos.groups, together.config, what=f"the validation split of {uri}", uri="one of the checkpoints")
-    faces = faces_of(manifest, videos, clips=together.clips, cache=None)
-    ids = faces.video_ids
-    logits = np.stack([logits_of_rows(Scorer(each), faces.rows, batch_size=_BATCH) for each in checkpoints])
-    seen = [row for row in videos.labelled if row["video_id"] in set(ids)]
-    means = np.stack([logits[:, ids == row["video_id"]].mean(1) for row in seen], axis=1)
-    return means, np.array([row["label"] == "FAKE" for row in seen], dtype=np.int64)
+    faces = faces_of(manifest, videos, clips=together.clips, sound=together.sound, cache=None)
+    found = [faces.aggregate(score_rows(Scorer(each), faces.rows, batch_size=_BATCH), "mean_logit") for each in checkpoints]
+    scored = [row for row in videos.labelled if row["video_id"] in found[0]]
+    scores = np.array([[by_video[row["video_id"]].score for row in scored] for by_video in found])
+    return calibration.logits(scores), np.array([row["label"] == "FAKE" for row in scored], dtype=np.int64)
 
 
 def _log_loss(logits: np.ndarray, labels: np.ndarray) -> float:

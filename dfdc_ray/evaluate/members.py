@@ -11,11 +11,11 @@ from typing import Any
 import torch
 
 from dfdc_ray.errors import UserError
-from dfdc_ray.models import create_model, takes_clips
+from dfdc_ray.models import create_model, takes_clips, takes_sound
 from dfdc_ray.train import checkpoint
 
 # Of the faces' configuration, what may differ without changing a face; and what of it matters to a model that looks at clips.
-FREE = ("sampling", "frames", "clips", "stride", "real_multiplier")
+FREE = ("sampling", "frames", "clips", "stride", "real_multiplier", "sound")
 OF_CLIPS = ("sampling", "frames", "stride")
 _NEEDED = ("split", "train_groups", "validation_groups", "prior", "data_hash", "faces_config", "selection", "epoch", "versions")
 
@@ -34,6 +34,11 @@ class Member:
         """Whether it looks at clips."""
         return takes_clips(self.name)
 
+    @property
+    def sound(self) -> bool:
+        """Whether it listens."""
+        return takes_sound(self.name)
+
 
 @dataclass(frozen=True)
 class Members:
@@ -48,23 +53,26 @@ class Members:
         """Whether a member looks at clips."""
         return any(member.clips for member in self.members)
 
+    @property
+    def sound(self) -> bool:
+        """Whether a member listens."""
+        return any(member.sound for member in self.members)
+
 
 def load_members(uri: str) -> Members:
     """UserError when there is no such checkpoint, or it is damaged or of another version."""
     loaded = checkpoint.load(uri)
-    parts = loaded.config.get("members")
-    if parts is None:
-        model, config = checkpoint.load_model(uri)
-        return Members((Member(config["model"], model, config["transform"]),), 0.0, config)
+    config = loaded.config
+    parts = {f"{number}.": part for number, part in enumerate(config["members"])} if "members" in config else {"": config}
     members = []
-    for number, part in enumerate(parts):
-        model, prefix = create_model(part["model"]), f"{number}."
+    for prefix, part in parts.items():
+        model = create_model(part["model"])
         try:
             model.load_state_dict({name.removeprefix(prefix): w for name, w in loaded.weights.items() if name.startswith(prefix)})
         except RuntimeError as error:
-            raise UserError(f"{uri}: the weights do not fit {part['model']} ({error}). Combine again with this version.") from error
-        members.append(Member(part["model"], model.eval(), part["transform"], part["weight"]))
-    return Members(tuple(members), loaded.config["bias"], loaded.config)
+            raise UserError(f"{uri}: the weights do not fit {part['model']} ({error}). Make it again with this version.") from error
+        members.append(Member(part["model"], model.eval(), part["transform"], part.get("weight", 1.0)))
+    return Members(tuple(members), config.get("bias", 0.0), config)
 
 
 def combined(checkpoints: Sequence[Members], weights: Sequence[float], bias: float, *, how: str) -> Members:

@@ -25,6 +25,7 @@ LOG_LOSS_EPS = 1e-15  # Kaggle's LogLoss clips probabilities to [1e-15, 1 - 1e-1
 REPLICATES = 1000
 FEW_GROUPS = 20  # below it the percentile bootstrap over groups is known to be too narrow
 INTERVALS = ("accuracy", "balanced_accuracy", "log_loss", "auc")
+_IN_NOTE = {"log_loss": "log loss", "auc": "ROC AUC"}
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Level:
 
     metrics: Metrics
     intervals: Mapping[str, Interval | None]  # by name in INTERVALS
+    by_family: Mapping[str, Interval | None] | None  # the same over families, where groups are larger than those; None: they are not
     groups: int
     interval_note: str
     baselines: Mapping[str, Metrics]
@@ -191,8 +193,10 @@ def baselines(labels: np.ndarray, *, train_prior: float) -> dict[str, Metrics]:
     return {name: binary_metrics(np.full(len(labels), score), labels) for name, score in constants.items()}
 
 
-def judge(scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, train_prior: float, seed: int = 0) -> Level:
-    """Metrics, intervals and baselines of one level; three arrays [N]."""
+def judge(
+    scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, train_prior: float, families: np.ndarray | None = None, seed: int = 0
+) -> Level:
+    """Metrics, intervals and baselines of one level; arrays [N]. families: of which groups are made, for intervals over those besides."""
     count = len(np.unique(groups))
     if count < 2:
         note = f"no intervals: {count} group, and it takes two to resample them"
@@ -200,9 +204,15 @@ def judge(scores: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, train_p
         note = f"95 %, {REPLICATES} bootstrap replicates over {count} groups, seed {seed}"
         if count < FEW_GROUPS:
             note += f"; fewer than {FEW_GROUPS} groups: too narrow, a rough guide only"
+    by_family = None
+    if families is not None and len(np.unique(families)) > count:
+        by_family = bootstrap(scores, labels, families, seed=seed)
+        found = ", ".join(f"{title} {i.low:.4f} to {i.high:.4f}" for name, title in _IN_NOTE.items() if (i := by_family[name]))
+        note += f"; over the {len(np.unique(families))} families, as if no person were in two of them: {found}"
     return Level(
         metrics=binary_metrics(scores, labels),
         intervals=bootstrap(scores, labels, groups, seed=seed),
+        by_family=by_family,
         groups=count,
         interval_note=note,
         baselines=baselines(labels, train_prior=train_prior),

@@ -16,7 +16,7 @@ BINS = 20
 
 def roc(video: tuple[np.ndarray, np.ndarray], frame: tuple[np.ndarray, np.ndarray], *, title: str) -> bytes:
     """ROC curves of both levels, each given as (scores [N], labels [N]); a level with one class only is said in words."""
-    figure, axes = _figure(5.4, 5.4)
+    figure, axes = empty_figure(5.4, 5.4)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1, label="chance")
     for name, (scores, labels), colour, width in (("frames", frame, FAKE, 1.2), ("videos", video, REAL, 2.2)):
         reals, fakes = int((labels == 0).sum()), int((labels == 1).sum())
@@ -29,7 +29,7 @@ def roc(video: tuple[np.ndarray, np.ndarray], frame: tuple[np.ndarray, np.ndarra
     axes.set(xlabel="reals called fake", ylabel="fakes called fake", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     axes.set_title(title, fontsize=10, loc="left")
     axes.legend(loc="lower right", fontsize=8, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
 def histograms(scores: np.ndarray, labels: np.ndarray, *, title: str) -> bytes:
@@ -50,12 +50,12 @@ def histograms(scores: np.ndarray, labels: np.ndarray, *, title: str) -> bytes:
     lower.set(xlabel="score (probability of fake)", xlim=(0, 1))
     figure.align_ylabels()
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
-    return _png(figure)
+    return png(figure)
 
 
 def reliability(before: np.ndarray, after: np.ndarray, labels: np.ndarray, *, title: str) -> bytes:
     """Share of fakes over the scores [N] in tenths, before calibration and after it (once, where they are the same)."""
-    figure, axes = _figure(5.4, 5.4)
+    figure, axes = empty_figure(5.4, 5.4)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1, label="calibrated")
     ways = [("scores", after, REAL)] if np.array_equal(before, after) else [("before", before, FAKE), ("after", after, REAL)]
     for name, scores, colour in ways:
@@ -69,17 +69,19 @@ def reliability(before: np.ndarray, after: np.ndarray, labels: np.ndarray, *, ti
     axes.set(xlabel="mean score in a tenth", ylabel="share of fakes", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
     axes.set_title(title, fontsize=10, loc="left")
     axes.legend(loc="lower right", fontsize=8, frameon=False)
-    return _png(figure)
+    return png(figure)
 
 
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
+def empty_figure(width: float, height: float) -> tuple[Figure, Axes]:
+    """An empty figure of so many inches."""
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     axes.spines[["top", "right"]].set_visible(False)
     return figure, axes
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The figure's bytes."""
     buffer = io.BytesIO()
     FigureCanvasAgg(figure).print_png(buffer, metadata={"Software": None})  # the same picture gives the same bytes
     return buffer.getvalue()

@@ -31,7 +31,7 @@ from dfdc_ray.evaluate.scorer import Scorer, load_scorer, score_rows, weights_of
 from dfdc_ray.evaluate.videos import SplitVideos, refuse_trained_on, split_videos
 from dfdc_ray.shards.cache import cached, check_folder
 from dfdc_ray.shards.manifest import Manifest, read_manifest
-from dfdc_ray.shards.rows import RowTable, clips_of, read_rows
+from dfdc_ray.shards.rows import RowTable, samples_of
 from dfdc_ray.train.memory import keep_freed_memory
 
 _BATCH = 64
@@ -57,6 +57,12 @@ class Faces:
 
 def evaluate(config: EvaluateConfig) -> None:
     """The command. Raises UserError for a checkpoint or faces folder that cannot be judged, and for groups seen in training."""
+    tables.show(write_report(config), console)
+    console.print(f"Report: {storage.join(storage.absolute(config.out), 'report.md')}", markup=False, highlight=False, soft_wrap=True)
+
+
+def write_report(config: EvaluateConfig) -> Report:
+    """What `evaluate` does but for its tables on the console."""
     keep_freed_memory()
     scorer = load_scorer(*config.checkpoint)
     manifest = read_manifest(config.faces)
@@ -76,11 +82,10 @@ def evaluate(config: EvaluateConfig) -> None:
                 f"NEAR-DUPLICATES: {absent} of the groups that were trained on have no face in --training-faces and were not looked at.",
             )
     storage.make_dirs(config.out)  # what cannot be written is said before the work, not after
-    faces = faces_of(manifest, videos, clips=scorer.clips, cache=config.cache)
+    faces = faces_of(manifest, videos, clips=scorer.clips, sound=scorer.sound, cache=config.cache)
     report = _report(config, scorer, manifest, videos, faces, training=training, warnings=warnings)
-    tables.show(report, console)
     files.write(report, config.out)
-    console.print(f"Report: {storage.join(storage.absolute(config.out), 'report.md')}", markup=False, highlight=False, soft_wrap=True)
+    return report
 
 
 def calibrate(config: CalibrateConfig) -> None:
@@ -93,7 +98,7 @@ def calibrate(config: CalibrateConfig) -> None:
     manifest = read_manifest(config.faces)
     videos = split_videos(config.faces, scorer.config["split"], "validation")
     refuse_trained_on(videos.groups, scorer.config, what=f"the validation split of {config.faces}", uri=config.checkpoint)
-    faces = faces_of(manifest, videos, clips=scorer.clips, cache=config.cache)
+    faces = faces_of(manifest, videos, clips=scorer.clips, sound=scorer.sound, cache=config.cache)
     of_faces = score_rows(scorer, faces.rows, batch_size=_BATCH)
     found = {rule: faces.aggregate(of_faces, rule) for rule in RULES}
     scored = [row for row in videos.labelled if row["video_id"] in found[DEFAULT]]
@@ -113,10 +118,9 @@ def calibrate(config: CalibrateConfig) -> None:
     )
 
 
-def faces_of(manifest: Manifest, videos: SplitVideos, *, clips: bool, cache: str | None) -> Faces:
-    """UserError if clips are wanted and there are none."""
-    rows = read_rows(manifest)
-    rows = clips_of(rows) if clips else rows
+def faces_of(manifest: Manifest, videos: SplitVideos, *, clips: bool, sound: bool, cache: str | None) -> Faces:
+    """UserError if clips or sound are wanted and there are none."""
+    rows = samples_of(manifest, clips=clips, sound=sound)
     wanted = pc.is_in(
         rows.table["video_id"].cast(pa.string()), value_set=pa.array([row["video_id"] for row in videos.labelled], pa.string())
     )
@@ -141,8 +145,7 @@ def _training_faces(uri: str, scorer: Scorer, *, cache: str | None) -> tuple[Row
             f"--training-faces {uri} has the data hash {manifest.data_hash[:12]}, but the checkpoint was trained from "
             f"{scorer.config['data_hash'][:12]}: give the --faces of its training."
         )
-    rows = read_rows(manifest)
-    rows = clips_of(rows) if scorer.clips else rows  # so that the same frames are compared
+    rows = samples_of(manifest, clips=scorer.clips)  # so that the same frames are compared
     groups = pa.array(scorer.config["train_groups"], pa.string())
     rows = rows.take(pc.is_in(rows.table["group_id"].cast(pa.string()), value_set=groups).to_numpy(zero_copy_only=False))
     absent = len(groups) - pc.count_distinct(rows.table["group_id"].cast(pa.string())).as_py()
@@ -182,7 +185,9 @@ def _report(
         title=f"{scorer.config['model']} on the {config.split} split",
         protocol=protocol(config, scorer, manifest, judged, frames_scored=len(in_frames[0])),
         warnings=warnings,
-        video=judge(np.array([v.counted_as for v in judged]), videos.labels, videos.group_ids, train_prior=prior),
+        video=judge(
+            np.array([v.counted_as for v in judged]), videos.labels, videos.group_ids, train_prior=prior, families=videos.family_ids
+        ),
         frame=judge(*in_frames, train_prior=prior),
         videos=judged,
         unlabelled_videos=videos.unlabelled,
@@ -231,7 +236,7 @@ def _judged(
         if status == "ok" and aggregate is None:
             status, error = "no_core_face", "its only faces are in the extra frames of real videos, which belong to training"
             if scorer.clips:
-                error = "no face is there throughout one of its core clips"
+                error = f"no face is there {'with sound ' if scorer.sound else ''}throughout one of its core clips"
         score = None if aggregate is None else scorer.probability(aggregate.score)
         lightness, skin_tone = map(float, looks[row["video_id"]]) if row["video_id"] in looks else (None, None)
         judged.append(

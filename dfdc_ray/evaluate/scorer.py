@@ -16,7 +16,7 @@ from dfdc_ray.evaluate.aggregate import DEFAULT
 from dfdc_ray.evaluate.calibration import Calibration
 from dfdc_ray.evaluate.members import Member, Members, load_members, mean
 from dfdc_ray.faces.crop import decode
-from dfdc_ray.shards.dataset import FaceDataset, loader
+from dfdc_ray.shards.dataset import NO_SOUND, FaceDataset, decode_sound, loader
 from dfdc_ray.shards.order import FixedOrder
 from dfdc_ray.shards.rows import RowTable
 from dfdc_ray.train import transforms
@@ -30,11 +30,13 @@ class Scorer:
     """Scores faces on the GPU where there is one, else on the CPU, in single precision. `config` is the checkpoint's config.json.
 
     The logit of a face is the weighted sum of the members' and the bias. calibration: of videos' scores (not of faces'); None where the
-    checkpoint has none.
+    checkpoint has none. clips: whether what is scored are clips; members that look at single frames then give the mean of their logits over
+    a clip's. sound: whether a member listens, so that only clips with sound can be scored.
     """
 
     def __init__(self, members: Members, calibration: Calibration | None = None) -> None:
-        self.members, self.config, self.bias, self.calibration = members.members, members.config, members.bias, calibration
+        self.members, self.config, self.bias, self.clips = members.members, members.config, members.bias, members.clips
+        self.calibration, self.sound = calibration, members.sound
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         for member in self.members:
             model_to_device(member.model, self.device).eval()
@@ -56,32 +58,32 @@ class Scorer:
         """Of a video's score: calibrated, where the checkpoint is."""
         return score if self.calibration is None else float(self.calibration(np.array([score]))[0])
 
-    @property
-    def clips(self) -> bool:
-        """Whether what is scored are clips. Members that look at single frames then give the mean of their logits over a clip's."""
-        return any(member.clips for member in self.members)  # as Members.clips
-
     @torch.inference_mode()
-    def logits(self, member: Member, images: torch.Tensor) -> np.ndarray:
-        """One member's, float64 [N], of pictures or clips transformed for it, float32 [N,3,S,S] or [N,T,3,S,S]."""
+    def logits(self, member: Member, images: torch.Tensor, sound: torch.Tensor = NO_SOUND) -> np.ndarray:
+        """One member's, float64 [N], of pictures or clips transformed for it, float32 [N,3,S,S] or [N,T,3,S,S], and the clips' sound."""
         if images.ndim == 5 and not member.clips:
             return np.array([self.logits(member, clip).mean() for clip in images])
-        found: torch.Tensor = member.model(to_device(images, self.device))
+        found: torch.Tensor = member.model(*to_device(images, sound if member.sound else NO_SOUND, self.device))
         return found.double().cpu().numpy()
 
     def together(self, logits: Sequence[np.ndarray]) -> np.ndarray:
         """The weighted sum of the members' logits, float64 [N], and the bias."""
         return np.asarray(sum(member.weight * found for member, found in zip(self.members, logits, strict=True)) + self.bias)
 
-    def score(self, pictures: Sequence[Sequence[bytes]]) -> np.ndarray:
-        """Probabilities of fake, float64 [N], of encoded pictures (JPEG or PNG), decoded as the shards are: of clips, or of one each."""
+    def score(self, pictures: Sequence[Sequence[bytes]], sound: Sequence[Sequence[bytes]] = ()) -> np.ndarray:
+        """Probabilities of fake, float64 [N], of encoded pictures (JPEG or PNG), decoded as the shards are: of clips, or of one each.
+
+        sound: that around each picture of the clips, as the shards have it; for members that listen.
+        """
         ways = [(member, transforms.evaluation(member.transform)) for member in self.members]
         scores = [np.empty(0)]
         step = _BATCH if not self.clips else _CLIPS
         for first in range(0, len(pictures), step):
             decoded = [[torch.from_numpy(decode(one)).permute(2, 0, 1) for one in each] for each in pictures[first : first + step]]
             rgb = [torch.stack(each) if self.clips else each[0] for each in decoded]
-            scores.append(_sigmoid(self.together([self.logits(member, torch.stack(list(map(way, rgb)))) for member, way in ways])))
+            heard = torch.stack([decode_sound(each) for each in sound[first : first + step]]) if self.sound else NO_SOUND
+            logits = [self.logits(member, torch.stack(list(map(way, rgb))), heard) for member, way in ways]
+            scores.append(_sigmoid(self.together(logits)))
         return np.concatenate(scores)
 
 
@@ -99,19 +101,6 @@ def score_rows(
     change: done to each stored picture (uint8 [3,H,W]) or clip first. each: is given the positions of each batch and its pictures (of clips
     the middle frames) as the first member gets them, but RGB in 0..1.
     """
-    return _sigmoid(logits_of_rows(scorer, rows, batch_size=batch_size, change=change, each=each, what=what))
-
-
-def logits_of_rows(
-    scorer: Scorer,
-    rows: RowTable,
-    *,
-    batch_size: int,
-    change: Callable[[torch.Tensor], torch.Tensor] | None = None,
-    each: Callable[[np.ndarray, torch.Tensor], None] | None = None,
-    what: str = "scoring",
-) -> np.ndarray:
-    """Their logits, float64 [N]; see `score_rows`."""
     on_gpu = scorer.device.type == "cuda"
     batch_size = max(1, batch_size // (rows.clip_length or 1))
     logits = np.full((len(scorer.members), len(rows)), np.nan)
@@ -119,16 +108,16 @@ def logits_of_rows(
         for member, found in zip(scorer.members, logits, strict=True):
             transform = transforms.evaluation(member.transform)
             changed = v2.Compose([functools.partial(_framewise, change), transform]) if change else transform
-            dataset = FaceDataset(rows, changed, FixedOrder(len(rows), batch_size))
+            dataset = FaceDataset(rows, changed, FixedOrder(len(rows), batch_size), sound=member.sound)
             mean, std = (torch.tensor(member.transform[name])[:, None, None] for name in ("mean", "std"))
             for batch in loader(dataset, workers=min(_GPU_LOADERS, os.cpu_count() or 1) if on_gpu else 0, pin_memory=on_gpu):
                 positions = batch.positions.numpy()
-                found[positions] = scorer.logits(member, batch.images)
+                found[positions] = scorer.logits(member, batch.images, batch.sound)
                 if each and member is scorer.members[0]:
                     images = batch.images if batch.images.ndim == 4 else batch.images[:, batch.images.shape[1] // 2]
                     each(positions, images * std + mean)
                 work.advance(len(positions))
-    return scorer.together(list(logits))
+    return _sigmoid(scorer.together(list(logits)))
 
 
 def load_scorer(*checkpoints: str, calibrated: bool = True) -> Scorer:

@@ -44,8 +44,8 @@ def number(value: float | None, metrics: Metrics) -> str:
     return "undefined (no reals)" if metrics.reals == 0 else "undefined (no fakes)"
 
 
-def _interval(interval: Interval | None) -> str:
-    return "" if interval is None else f"{interval.low:.4f} to {interval.high:.4f}"
+def _interval(interval: Interval | None, *, digits: int = 4) -> str:
+    return "" if interval is None else f"{interval.low:.{digits}f} to {interval.high:.{digits}f}"
 
 
 def _over(metrics: Metrics, over: str, unit: str) -> str:
@@ -226,7 +226,8 @@ def show(report: Report, console: Console) -> None:
             value = getattr(m, name)
             others = [number(getattr(level.baselines[baseline], name), m) if value is not None else "-" for baseline in shown]
             count = f"{getattr(m, over)} {_OVER[over]}"
-            table.add_row(title, f"[bold]{number(value, m)}[/]", _interval(level.intervals.get(name)), *others, count)
+            interval = _interval(level.intervals.get(name), digits=3)  # so that 80 columns hold it
+            table.add_row(title, f"[bold]{number(value, m)}[/]", interval, *others, count)
         console.print(table, highlight=False)
     if report.unscored:
         counts = Counter(v.status for v in report.unscored)

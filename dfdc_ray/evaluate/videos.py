@@ -14,16 +14,18 @@ from dfdc_ray.corpus.splits import Split
 from dfdc_ray.errors import UserError
 from dfdc_ray.shards.manifest import read_ledger
 
+_COLUMNS = ["video_id", "family_id", "group_id", "part", "label", "method"]
 _NOT_DONE = {"status": "not_done", "stage": None, "error": "preprocess was interrupted before it", "core_decoded": 0}
 
 
 @dataclass(frozen=True)
 class SplitVideos:
-    """Ledger rows of the labelled videos, in order of video_id; how many of the folder have no label; methods by video_id."""
+    """Ledger rows of the labelled videos, in order of video_id; how many of the folder have no label; methods and families by video_id."""
 
     labelled: list[dict[str, Any]]
     unlabelled: int
     methods: Mapping[str, str | None]
+    families: Mapping[str, str]
 
     @property
     def groups(self) -> set[str]:
@@ -38,6 +40,11 @@ class SplitVideos:
     def group_ids(self) -> np.ndarray:
         """str [V]."""
         return np.array([row["group_id"] for row in self.labelled], dtype=str)
+
+    @property
+    def family_ids(self) -> np.ndarray:
+        """str [V]."""
+        return np.array([self.families[row["video_id"]] for row in self.labelled], dtype=str)
 
     @property
     def sampled(self) -> dict[str, int]:
@@ -59,7 +66,8 @@ def split_videos(faces: str, rule: str, split: Split) -> SplitVideos:
             f"no labelled video of {faces} is in the {split} split by the checkpoint's rule {rule} (videos: {counts}). "
             "Give another --split, or a faces folder with more groups."
         )
-    return SplitVideos(labelled, len(rows) - len(known), {row["video_id"]: row["method"] for row in index})
+    methods, families = ({row["video_id"]: row[name] for row in index} for name in ("method", "family_id"))
+    return SplitVideos(labelled, len(rows) - len(known), methods, families)
 
 
 def refuse_trained_on(groups: set[str], checkpoint: Mapping[str, Any], *, what: str, uri: str) -> None:
@@ -77,7 +85,7 @@ def _index(faces: str) -> list[dict[str, Any]]:
     """Every video that preprocess knows of, also those that it has not done, in order of video_id."""
     uri = storage.join(faces, "index.parquet")
     try:
-        table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=["video_id", "group_id", "part", "label", "method"])
+        table = pq.read_table(pa.BufferReader(storage.read_bytes(uri)), columns=_COLUMNS)
     except FileNotFoundError as error:
         raise UserError(f"{uri} is absent. Copy the whole preprocess output, or run its `dfdc-ray preprocess` command again.") from error
     rows: list[dict[str, Any]] = table.sort_by("video_id").to_pylist()

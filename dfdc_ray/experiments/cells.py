@@ -38,9 +38,14 @@ class Cell:
         """Names the cell's folder: what it does, and a hash of all that decides its result."""
         decides = {name: value for name, value in asdict(self).items() if name not in ("name", "reported")}
         decides |= {"corpus": config.corpus, "split": config.split, "weights": config.weights, "seed": config.seed}
-        digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
-        words = "".join(c if c.isalnum() else "-" for c in self.name.lower())
-        return f"{'-'.join(filter(None, words.split('-')))}-{digest}"
+        return folder_name(self.name, decides)
+
+
+def folder_name(name: str, decides: Any) -> str:
+    """The name in plain letters, and a hash of what decides the content (plain JSON values)."""
+    digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
+    words = "".join(c if c.isalnum() else "-" for c in name.lower())
+    return f"{'-'.join(filter(None, words.split('-')))}-{digest}"
 
 
 def cells(config: ExperimentsConfig) -> list[Cell]:

@@ -1,29 +1,45 @@
-"""The founding report's experiments again, on one corpus, under one protocol, with intervals.
+"""The founding report's experiments again, and all detectors side by side: each on one corpus, under one protocol, with intervals.
 
     dfdc-ray experiments report --corpus URI --out OUT
 
 OUT/faces/<name>-<hash>   face shards, one folder for each way of sampling
 OUT/cells/<name>-<hash>   train/ and report/ of each line; a line that is done is not done again
 OUT/experiments.md .json  the table and what it says
+
+    dfdc-ray experiments models --corpus URI --out OUT
+
+OUT/faces                 face shards, of which all lines are made
+OUT/lines/<name>-<hash>   train/ (or combination/) and report/ of each line; as many at a time as the GPUs or CPUs allow
+OUT/models.md .json .png  the table, and AUC against cost
 """
 
 import hashlib
 import json
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
+import ray
+import torch
 from rich.markup import escape
 
 from dfdc_ray import storage
-from dfdc_ray.config import EvaluateConfig, ExperimentsConfig, PreprocessConfig, TrainConfig
-from dfdc_ray.console import console
+from dfdc_ray.cluster.run import connect, cores, joined, require
+from dfdc_ray.config import CombineConfig, EvaluateConfig, ExperimentsConfig, ModelsConfig, PreprocessConfig, TrainConfig
+from dfdc_ray.console import Work, console
 from dfdc_ray.errors import UserError
-from dfdc_ray.evaluate.run import evaluate
+from dfdc_ray.evaluate.combine import combine
+from dfdc_ray.evaluate.run import evaluate, write_report
+from dfdc_ray.experiments import models_table
 from dfdc_ray.experiments.cells import IMPROVED_NAME, Cell, cells, curve
+from dfdc_ray.experiments.models import Task, combinations, faces_of, macs_a_video, parameters, trainings
 from dfdc_ray.experiments.regroup import regroup
 from dfdc_ray.experiments.table import Line, console_table, markdown
 from dfdc_ray.preprocess.run import preprocess
-from dfdc_ray.train.run import train
+from dfdc_ray.train import memory
+from dfdc_ray.train.loop import train_loop
+from dfdc_ray.train.plan import prepare
+from dfdc_ray.train.run import MAX_FAILURES, train
 
 
 def report(config: ExperimentsConfig) -> None:
@@ -95,3 +111,82 @@ def _faces(config: ExperimentsConfig, cell: Cell, made: set[str]) -> tuple[str, 
         return faces, config.split
     regrouped = f"{faces}-by-{cell.split_by}"
     return regrouped, regroup(faces, regrouped, cell.split_by)
+
+
+def models(config: ModelsConfig) -> None:
+    """The `experiments models` command. UserError at the end when a line could not be had; the table of the others is written before."""
+    config = replace(config, out=storage.absolute(config.out))
+    tasks = trainings(config)
+    preprocess(faces_of(config))
+    failed = _all(tasks, config)
+    combined = combinations(config, [task for task in tasks if task.name not in failed])
+    failed |= _all(combined, config)
+    lines = [_line_of(task, config) for task in (*tasks, *combined) if task.name not in failed]
+    found = [
+        {"name": line.task.name, "report": line.task.report, "macs_a_video": line.macs, "parameters": line.parameters} for line in lines
+    ]
+    whole = {"config": asdict(config), "lines": found, "failed": failed}
+    for name, data in (
+        ("models.png", models_table.plot(lines)),
+        ("models.json", (json.dumps(whole, indent=1) + "\n").encode()),
+        ("models.md", models_table.markdown(config, lines, failed).encode()),
+    ):
+        storage.write_bytes(storage.join(config.out, name), data)
+    console.rule("done")
+    models_table.console_table(lines, config, console)
+    console.print(f"The whole table, and the plot: {storage.join(config.out, 'models.md')}", markup=False, highlight=False, soft_wrap=True)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(tasks) + len(combined)} lines could not be had: {', '.join(failed)}. models.md says why.")
+
+
+def _line_of(task: Task, config: ModelsConfig) -> models_table.Line:
+    trained = None
+    if isinstance(task.make, TrainConfig):
+        trained = json.loads(storage.read_bytes(storage.join(task.checkpoint, "config.json")))
+    return models_table.Line(
+        task=task,
+        report=json.loads(storage.read_bytes(task.report)),
+        trained=trained,
+        parameters=sum(parameters(detector.model) for detector in task.detectors),
+        macs=macs_a_video(task, config),
+    )
+
+
+def _all(tasks: Sequence[Task], config: ModelsConfig) -> dict[str, str]:
+    """Do those that are not done, as many at a time as Ray has room for; by name, why one could not be."""
+    todo = [task for task in tasks if not storage.exists(task.report)]
+    if not todo:
+        return {}
+    connect()
+    gpus = 1 if config.gpu else 0
+    require(cpus=config.cpus_per_worker, gpus=gpus)
+    environment = {} if config.gpu else {"env_vars": memory.ENVIRONMENT}
+    do = ray.remote(num_cpus=config.cpus_per_worker, num_gpus=gpus, max_retries=MAX_FAILURES, runtime_env=environment)(_do)
+    at_a_time = len(todo) if joined() else max(1, cores() // config.cpus_per_worker)
+    waiting = todo[::-1]
+    running: dict[ray.ObjectRef, Task] = {}
+    failed: dict[str, str] = {}
+    with Work("detectors", total=len(todo), unit="lines") as work:
+        while waiting or running:
+            while waiting and len(running) < at_a_time:
+                task = waiting.pop()
+                running[do.options(name=task.name).remote(task, config.cpus_per_worker)] = task
+            (ended,), _ = ray.wait(list(running), num_returns=1)
+            task = running.pop(ended)
+            try:
+                ray.get(ended)
+            except ray.exceptions.RayError as error:
+                failed[task.name] = str(getattr(error, "cause", None) or error).strip()
+                console.print(f"[yellow]{escape(task.name)}: {escape(failed[task.name])}[/]", soft_wrap=True)
+            work.advance(detail=task.name)
+    return failed
+
+
+def _do(task: Task, threads: int) -> None:
+    """Make one line. A training goes on from its newest checkpoint, also after its node died."""
+    torch.set_num_threads(threads)
+    if isinstance(task.make, CombineConfig):
+        combine(task.make)
+    else:
+        train_loop(task.make, prepare(task.make), device=torch.device("cuda" if task.make.gpu else "cpu"))
+    write_report(task.judge)

@@ -2,8 +2,9 @@
 
 Every model takes float32 [N,3,S,S], or clips [N,T,3,S,S], and returns logits [N]; sigmoid(logit) is the probability of fake. Its class says
 where its pretrained weights come from (PRETRAINED: by name), what its input looks like (CHANNELS: mean and standard deviation of R, G and B
-in 0..1; SIDE: the only S it takes, or None; CLIPS: whether it looks at clips), and the prefixes of the parameters that depend on the task
-(HEAD: the first is its last layer). A model that can begin with another one's weights has `adapt(state)`, which renames them.
+in 0..1; SIDE: the only S it takes, or None; CLIPS: whether it looks at clips; SOUND: whether it wants their sound too, float32 [N,T,3200]),
+and the prefixes of the parameters that depend on the task (HEAD: the first is its last layer). A model that can begin with another one's
+weights has `adapt(state)`, which renames them; one that must see training clips before its first step has `fit(clips, sound)`.
 """
 
 import importlib
@@ -34,6 +35,9 @@ _CLASSES = {
     "framediff_only": "framediff.FrameDiffOnly",
     "framediff_early": "framediff.FrameDiffEarly",
     "framediff_late": "framediff.FrameDiffLate",
+    "chroma": "chroma.Chroma",
+    "mfcc_lstm": "audiovisual.MfccLstm",
+    "av_sync": "audiovisual.AVSync",
 }
 NAMES = tuple(_CLASSES)
 NO_FILE = ("imagenet", "kinetics", "none")  # weights that are no file
@@ -58,9 +62,25 @@ def takes_clips(name: str) -> bool:
     return bool(_class(name).CLIPS)
 
 
+def takes_sound(name: str) -> bool:
+    """Whether a model wants the sound of its clips too. UserError if there is none of that name."""
+    return bool(getattr(_class(name), "SOUND", False))
+
+
+def pretrained(name: str) -> str:
+    """The first weights that can be had for a model: imagenet, kinetics, or none. UserError if there is none of that name."""
+    return next(iter(_class(name).PRETRAINED), "none")
+
+
+def only_side(name: str) -> int | None:
+    """The only size that a model takes, pixels a side; None if it takes any. UserError if there is none of that name."""
+    side: int | None = _class(name).SIDE
+    return side
+
+
 def check_side(name: str, side: int) -> None:
     """UserError if the model does not take pictures of so many pixels a side."""
-    only = _class(name).SIDE
+    only = only_side(name)
     if side != (only or side):
         raise UserError(f"--model {name} takes pictures of {only} pixels a side alone: give --image-size {only}.")
 
@@ -82,7 +102,7 @@ def load_weights(model: "nn.Module", weights: str) -> None:
     state = _pretrained(model, weights) if weights in NO_FILE else _read(weights)
     if hasattr(model, "adapt"):
         state = model.adapt(state)  # type: ignore[operator]
-    head: str | tuple[str, ...] = model.HEAD  # type: ignore[assignment]
+    head: tuple[str, ...] = model.HEAD  # type: ignore[assignment]
     own = model.state_dict()
     state = {k: v for k, v in state.items() if not (k.startswith(head) and (k not in own or own[k].shape != v.shape))}
     others = [k for k, v in state.items() if k in own and own[k].shape != v.shape]

@@ -15,7 +15,7 @@ class EfficientNetB4(nn.Module):
     """float32 [N,3,S,S] -> logits [N]. Parameters keep torchvision's names, so that its weights load as they are."""
 
     PRETRAINED = MappingProxyType({"imagenet": EfficientNet_B4_Weights.IMAGENET1K_V1})
-    HEAD: str | tuple[str, ...] = "classifier."
+    HEAD: tuple[str, ...] = ("classifier.",)
     CHANNELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     SIDE = None
     CLIPS = False
@@ -26,8 +26,13 @@ class EfficientNetB4(nn.Module):
         self.features, self.avgpool, self.classifier = network.features, network.avgpool, network.classifier
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        logits: torch.Tensor = self.classifier(self.avgpool(self.features(x)).flatten(1))
+        logits: torch.Tensor = self.classifier(self.avgpool(self.maps(x)).flatten(1))
         return logits[:, 0]
+
+    def maps(self, x: torch.Tensor) -> torch.Tensor:
+        """float32 [N,3,S,S] -> [N,1792,S/32,S/32], what is averaged for the last layer."""
+        maps: torch.Tensor = self.features(x)
+        return maps
 
 
 class EfficientNetB4Attention(EfficientNetB4):
@@ -39,13 +44,9 @@ class EfficientNetB4Attention(EfficientNetB4):
         super().__init__()
         self.attention = nn.Conv2d(56, 1, 1)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    def maps(self, x: torch.Tensor) -> torch.Tensor:
+        """As of EfficientNetB4, with the attention."""
         early, late = self.features[:_ATTENDED], self.features[_ATTENDED:]
         features = early(x)
-        features = features * torch.sigmoid(self.attention(features))
-        logits: torch.Tensor = self.classifier(self.avgpool(late(features)).flatten(1))
-        return logits[:, 0]
-
-    def attend(self, x: torch.Tensor) -> torch.Tensor:
-        """The map for each picture: float32 [N,3,S,S] -> [N,S/8,S/8], 0..1."""
-        return torch.sigmoid(self.attention(self.features[:_ATTENDED](x)))[:, 0]
+        maps: torch.Tensor = late(features * torch.sigmoid(self.attention(features)))
+        return maps

@@ -34,7 +34,7 @@ class EfficientNetLite0(nn.Module):
     """float32 [N,3,S,S] -> logits [N]."""
 
     PRETRAINED = MappingProxyType({"imagenet": _packaged})
-    HEAD = "body.classifier."
+    HEAD = ("body.classifier.",)
     CHANNELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     SIDE = None
     CLIPS = False

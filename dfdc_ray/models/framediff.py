@@ -23,7 +23,7 @@ class _FrameDiff(nn.Module):
     """float32 [N,T,3,S,S], T at least 2 -> logits [N]."""
 
     PRETRAINED = ResNet34.PRETRAINED
-    HEAD = "fc."
+    HEAD = ("fc.",)
     CHANNELS = ResNet34.CHANNELS
     SIDE = None
     CLIPS = True

@@ -15,7 +15,7 @@ class _MesoNet(nn.Module):
     """float32 [N,3,256,256] -> logits [N]. The features of the last two layers are the same in both networks; the first two differ."""
 
     PRETRAINED: Mapping[str, Any] = MappingProxyType({})
-    HEAD = "classify."
+    HEAD = ("classify.",)
     CHANNELS = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # 0..1, as it is
     CLIPS = False
     SIDE = 256  # the classifier is connected to every place of an 8x8 map

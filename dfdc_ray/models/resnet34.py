@@ -10,7 +10,7 @@ class ResNet34(ResNet):
     """float32 [N,3,S,S] -> logits [N]. Parameters keep torchvision's names, so that its weights load as they are."""
 
     PRETRAINED = MappingProxyType({"imagenet": ResNet34_Weights.IMAGENET1K_V1})
-    HEAD = "fc."
+    HEAD = ("fc.",)
     CHANNELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     SIDE = None
     CLIPS = False

@@ -15,7 +15,7 @@ class SEResNeXt50(nn.Module):
     """float32 [N,3,S,S] -> logits [N]."""
 
     PRETRAINED: Mapping[str, Any] = MappingProxyType({})
-    HEAD = "body.fc."
+    HEAD = ("body.fc.",)
     CHANNELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     SIDE = None
     CLIPS = False

@@ -18,7 +18,7 @@ _KINETICS = ((0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989))
 class _Clips(VideoResNet):
     """float32 [N,T,3,S,S] -> logits [N]. Parameters keep torchvision's names, so that its weights load as they are."""
 
-    HEAD = "fc."
+    HEAD = ("fc.",)
     CHANNELS = _KINETICS
     SIDE = None
     CLIPS = True

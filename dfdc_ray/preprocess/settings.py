@@ -32,31 +32,34 @@ class Settings:
     margin: float
     max_side: int
     image_format: Literal["jpeg", "png"]
+    sound: bool = False
     format_version: int
 
 
 def settings_of(config: PreprocessConfig) -> Settings:
     """Resolve the options. Raises UserError for values that make no sense."""
     faces = config.crop == "face"
+    in_clips = config.sampling == "clips"
+    if not in_clips and (config.clips, config.stride) != (None, None):
+        raise UserError("--clips and --stride go with --sampling clips.")
+    clips, stride = (CLIPS if config.clips is None else config.clips), (1 if config.stride is None else config.stride)
     max_side = config.max_side or MAX_SIDE[config.crop]
     for name, value, least in (
-        ("frames", config.frames, 2 if config.sampling == "clips" else 1),
-        ("clips", 1 if config.clips is None else config.clips, 1),
-        ("stride", 1 if config.stride is None else config.stride, 1),
+        ("frames", config.frames, 2 if in_clips else 1),
+        ("clips", clips, 1),
+        ("stride", stride, 1),
         ("real-multiplier", config.real_multiplier, 1),
         ("max-side", max_side, 16),
         ("margin", config.margin, 0),
     ):
         if value < least:
             raise UserError(f"--{name} {value}: must be at least {least}.")
-    if config.sampling != "clips" and (config.clips or config.stride):
-        raise UserError("--clips and --stride go with --sampling clips.")
     threshold, long_side = resolve(config.detector, threshold=config.detector_threshold, long_side=config.detector_long_side)
     return Settings(
         sampling=config.sampling,
         frames=config.frames,
-        clips=(config.clips or CLIPS) if config.sampling == "clips" else None,
-        stride=(config.stride or 1) if config.sampling == "clips" else None,
+        clips=clips if in_clips else None,
+        stride=stride if in_clips else None,
         real_multiplier=config.real_multiplier,
         detector=config.detector if faces else None,
         detector_threshold=threshold if faces else None,
@@ -67,5 +70,6 @@ def settings_of(config: PreprocessConfig) -> Settings:
         margin=config.margin if faces else 0.0,
         max_side=max_side,
         image_format=config.image_format,
+        sound=config.sound,
         format_version=FORMAT_VERSION,
     )

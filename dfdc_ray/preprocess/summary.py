@@ -23,6 +23,11 @@ def print_summary(ledger: pa.Table, *, seconds: float) -> None:
         reused = sum(row["box_source"] == "original" for row in some)
         table.add_row(status, *map(str, by_label), share, str(sum(row["faces"] for row in some)), str(reused))
     console.print(table)
+    sound = Counter((row["sound"] or "").split(":")[0] for row in rows)
+    if sound.keys() - {""}:
+        console.print(
+            f"Sound: {sound['ok']} videos have it, {sound['none']} have none, of {sound['damaged']} it is damaged.", highlight=False
+        )
     bad = [row for row in rows if row["status"] not in ("ok", "no_face")]
     for row in bad[:20]:
         said = printable(f"{row['status']}: {row['video_id']}: {row['stage'] or ''} {row['error']}")

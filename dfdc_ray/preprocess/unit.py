@@ -21,6 +21,7 @@ from dfdc_ray.preprocess.settings import Settings
 from dfdc_ray.storage import Input, Traffic
 from dfdc_ray.video.decode import VideoInfo, decode_frames, probe
 from dfdc_ray.video.sampling import Sample, sample, subset
+from dfdc_ray.video.sound import sound_around
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ def process_unit(unit: Unit, process: Callable[[Video, Guide | None], VideoResul
 def ledger_row(video: Video, *, status: str, stage: str | None = None, error: str | None = None, **counts: Any) -> dict[str, Any]:
     """One row of the ledger; counts that are not given are 0, what describes frames and faces None."""
     zeros: dict[str, Any] = {"frames_wanted": 0, "frames_decoded": 0, "core_decoded": 0, "frames_with_face": 0, "faces": 0}
-    zeros |= dict.fromkeys(("box_source", "alignment", "brightness", "face_brightness", "crop_side"))
+    zeros |= dict.fromkeys(("box_source", "alignment", "brightness", "face_brightness", "crop_side", "sound"))
     ids = {name: getattr(video, name) for name in ("corpus", "video_id", "family_id", "group_id", "part", "label", "method", "original")}
     return ids | {"status": status, "stage": stage, "error": error} | zeros | counts
 
@@ -163,6 +164,10 @@ class _Work:
                 if source is None:
                     found, source = _Found(), "self"
                     self._pass(file, info, samples, found)
+            if self.settings.sound:
+                with self.at("sound"):
+                    windows, self.counts["sound"] = sound_around(file, [float(info.times[s.frame]) for s in samples])
+                found.sound = {s.frame: window for s, window in zip(samples, windows, strict=True)}
         return self._result(info, samples, found, source)
 
     def _samples(self, info: VideoInfo, guide: Guide | None) -> list[Sample]:
@@ -221,9 +226,8 @@ class _Work:
         """Cut the faces of one frame, or of the frames of one clip, out."""
         of_frames = steady([(frame, faces) for frame, _, faces in held]) if steadied else [faces for _, _, faces in held]
         for (frame, rgb, _), faces in zip(held, of_frames, strict=True):
-            crops = [crop_rect(face.box, info.width, info.height, margin=self.settings.margin) for face in faces]
-            if whole:
-                crops = [(0, 0, info.width, info.height)]
+            frame_rect, margin = (0, 0, info.width, info.height), self.settings.margin
+            crops = [frame_rect] if whole else [crop_rect(face.box, info.width, info.height, margin=margin) for face in faces]
             found.faces[frame] = faces
             pictures = [cut(rgb, rect, max_side=self.settings.max_side) for rect in crops]
             found.pictures[frame] = [
@@ -278,10 +282,17 @@ class _Work:
                     "det_score": face and face.score,
                     "detector": self.settings.detector if face else None,
                     "crop": list(rect),
+                    **self._sound(found, frame),
                     "image": {"bytes": picture, "path": None},
                 }
             )
         return rows
+
+    def _sound(self, found: "_Found", frame: int) -> dict[str, Any]:
+        if not self.settings.sound:
+            return {"has_sound": None, "sound": None}
+        window = found.sound[frame]
+        return {"has_sound": window is not None, "sound": None if window is None else window.astype("<i2").tobytes()}
 
 
 @dataclass
@@ -296,6 +307,7 @@ class _Found:
     seen: int = 0
     sides: list[int] = field(default_factory=list)  # of the crops, pixels of the frame, longer side
     luma: list[float] = field(default_factory=list)  # of the crops, mean grey level 0..255
+    sound: dict[int, np.ndarray | None] = field(default_factory=dict)  # by frame
 
 
 def _mean(values: list[float]) -> float | None:

@@ -3,8 +3,8 @@
     dfdc-ray predict VIDEO... --checkpoint out/train/best [--json | --csv]
 
 A video goes through the very code that made the training faces (preprocess.unit), with the same detector and crop, so that what the model
-sees here is what it was trained on. Nothing is written to disk. A video without a face, or one that cannot be read, gets no score; the
-exit code is then 2.
+sees here is what it was trained on. Nothing is written to disk but the pictures of --maps. A video without a face, or one that cannot be
+read, gets no score; the exit code is then 2.
 """
 
 import csv
@@ -13,10 +13,12 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
 
+from dfdc_ray import storage
 from dfdc_ray.config import PredictConfig, PreprocessConfig
 from dfdc_ray.console import Work, console, errors
 from dfdc_ray.errors import StorageError, UserError
@@ -27,7 +29,7 @@ from dfdc_ray.faces.detect import Detector, load_detector
 from dfdc_ray.preprocess.plan import Video
 from dfdc_ray.preprocess.settings import Settings, settings_of
 from dfdc_ray.preprocess.unit import process_video
-from dfdc_ray.serve import show
+from dfdc_ray.serve import maps, show
 
 FORMAT_VERSION = 1
 
@@ -69,7 +71,7 @@ class VideoScore:
 
     uri: str
     status: Literal["ok", "no_face", "error"]
-    stage: str | None = None  # of the error: open, probe, decode, detect, crop
+    stage: str | None = None  # of the error: open, probe, decode, detect, crop, sound
     error: str | None = None
     score: float | None = None  # probability of fake, calibrated where the checkpoint is
     raw_score: float | None = None  # before calibration, as those of frames and tracks; None where the checkpoint is not calibrated
@@ -82,10 +84,11 @@ class VideoScore:
     tracks: tuple[TrackScore, ...] = ()
 
 
-def score_video(uri: str, scorer: Scorer, detector: Detector | None, settings: Settings) -> VideoScore:
+def score_video(uri: str, scorer: Scorer, detector: Detector | None, settings: Settings, *, maps_folder: str | None = None) -> VideoScore:
     """Score one video (local path or s3:// URI, also a member of a zip).
 
-    detector, settings: as `load_predictor` gives them. Whatever is wrong with this video is in the result; nothing is raised for it.
+    detector, settings: as `load_predictor` gives them. maps_folder: where a picture of what the model looked at is written (maps.py).
+    Whatever is wrong with this video is in the result; nothing is raised for it.
     """
     video = Video(corpus="", video_id=uri, uri=uri, label=None, method=None, original=None, family_id=uri, group_id=uri, part=None)
     try:
@@ -101,7 +104,16 @@ def score_video(uri: str, scorer: Scorer, detector: Detector | None, settings: S
         why = f"no face in {sampled} sampled {'clips' if scorer.clips else 'frames'}" if status == "no_face" else ledger["error"]
         return VideoScore(uri=uri, status=status, stage=ledger["stage"], error=why, frames_sampled=sampled)
     clips = _clips(rows) if scorer.clips else [[row] for row in rows]
-    scores = scorer.score([[row["image"]["bytes"] for row in clip] for clip in clips])
+    if scorer.sound:
+        clips = [clip for clip in clips if all(row["has_sound"] for row in clip)]
+        if not clips:
+            why = "it has no sound track" if ledger["sound"] == "none" else f"no clip of it has sound throughout ({ledger['sound']})"
+            return VideoScore(uri=uri, status="error", stage="sound", error=f"the model listens, and {why}")
+    pictures = [[row["image"]["bytes"] for row in clip] for clip in clips]
+    scores = scorer.score(pictures, [[row["sound"] for row in clip] for clip in clips] if scorer.sound else ())
+    if maps_folder is not None:
+        drawn = maps.draw(scorer, pictures, scores.tolist(), [clip[0]["time_s"] for clip in clips], title=PurePosixPath(uri).name)
+        storage.write_bytes(storage.join(maps_folder, maps.name_of(uri)), drawn)
     return _judged(uri, [clip[0] for clip in clips], scores, sampled=ledger["core_decoded"] // len(clips[0]), scorer=scorer)
 
 
@@ -155,7 +167,7 @@ def _judged(uri: str, rows: list[dict[str, Any]], scores: np.ndarray, *, sampled
 def load_predictor(*checkpoints: str, frames: int) -> tuple[Scorer, Detector | None, Settings]:
     """The models, and the detector and settings of their training faces with `frames` frames per video, evenly spread or in clips."""
     scorer = load_scorer(*checkpoints)
-    settings = replace(_settings(scorer.faces_config), real_multiplier=1)
+    settings = replace(_settings(scorer.faces_config), real_multiplier=1, sound=scorer.sound)
     if scorer.clips:
         settings = replace(settings, clips=max(1, round(frames / settings.frames)))
     else:
@@ -192,11 +204,14 @@ def predict(config: PredictConfig) -> None:
     if config.csv:
         _refuse_equal_names(config.videos)
     scorer, detector, settings = load_predictor(*config.checkpoint, frames=config.frames)
+    if config.maps is not None:
+        maps.check(scorer)
+        storage.make_dirs(config.maps)
     parseable = config.json or config.csv
     results = []
     with Work("scoring", total=len(config.videos), unit="videos", to=errors if parseable or not console.is_terminal else console) as work:
         for uri in config.videos:
-            result = score_video(uri, scorer, detector, settings)
+            result = score_video(uri, scorer, detector, settings, maps_folder=config.maps)
             results.append(result)
             work.advance()
             if parseable and result.score is None:

@@ -28,30 +28,39 @@ Transform = Callable[[torch.Tensor], torch.Tensor]  # uint8 [3,H,W] RGB -> float
 Fake = Callable[[torch.Tensor, int], torch.Tensor | None]  # uint8 [3,H,W] RGB and its position in the RowTable -> the same shape, or None
 
 
+NO_SOUND = torch.empty(0)
+
+
 class Batch(NamedTuple):
-    """images: float32 [b,3,S,S], of clips [b,T,3,S,S]; labels: float32 [b], nan unlabelled; positions: int64 [b], in the RowTable."""
+    """images: float32 [b,3,S,S], of clips [b,T,3,S,S]; labels: float32 [b], nan unlabelled; positions: int64 [b], in the RowTable.
+
+    sound: float32 [b,T,WINDOW] in -1..1 around each frame of the clips (video/sound.py); empty unless it was asked for.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
     positions: torch.Tensor
+    sound: torch.Tensor = NO_SOUND
 
 
 class Pictures(Protocol):
-    """A context manager that gives uint8 [3,H,W] RGB for each (row group, row) of a RowTable."""
+    """A context manager that gives uint8 [3,H,W] RGB for each (row group, row) of a RowTable, and its sound, float32 [n,WINDOW]."""
 
     def __enter__(self) -> "Pictures": ...
     def __exit__(self, *_: object) -> None: ...
     def read(self, wanted: Sequence[tuple[int, int]]) -> list[torch.Tensor]: ...
+    def sound(self, wanted: Sequence[tuple[int, int]]) -> torch.Tensor: ...
 
 
 class FaceDataset(IterableDataset[Batch]):
     """Whole batches, decoded and transformed, in the given order. Loader worker w of W makes batches w, w + W, ...
 
     fake: makes a fake of a real picture, which then has the label 1, or gives None and leaves it as it is; drawn by the sample's seed.
+    sound: of clips, whose rows must all have it.
     """
 
-    def __init__(self, rows: RowTable, transform: Transform, order: Order, fake: Fake | None = None) -> None:
-        self.files, self.groups, self.fake = rows.files, rows.groups, fake
+    def __init__(self, rows: RowTable, transform: Transform, order: Order, fake: Fake | None = None, *, sound: bool = False) -> None:
+        self.files, self.groups, self.fake, self.with_sound = rows.files, rows.groups, fake, sound
         self.group, self.row, self.labels = rows.column("group"), rows.column("row"), rows.labels
         self.transform, self.order = transform, order
 
@@ -64,15 +73,17 @@ class FaceDataset(IterableDataset[Batch]):
 
     def pictures(self) -> "Pictures":
         """Where the pictures come from, as long as it is open."""
-        return _Images(self.files, self.groups)
+        return _Images(self.files, self.groups, sound=self.with_sound)
 
     def batch(self, images: "Pictures", number: int) -> Batch:
         """One batch, from the open `pictures()`."""
         samples = self.order[number]
         group, row = self.group[samples.positions], self.row[samples.positions]
-        pictures = images.read(list(zip(group.ravel().tolist(), row.ravel().tolist(), strict=True)))
+        wanted = list(zip(group.ravel().tolist(), row.ravel().tolist(), strict=True))
+        pictures = images.read(wanted)
         if group.ndim == 2:
-            pictures = [_clip(pictures[i : i + group.shape[1]]) for i in range(0, len(pictures), group.shape[1])]
+            length = group.shape[1]
+            pictures = [torch.stack(pictures[i : i + length]) for i in range(0, len(pictures), length)]
         labels = self.labels[samples.positions]
         if samples.seeds is None:
             tensors = [self.transform(picture) for picture in pictures]
@@ -83,7 +94,8 @@ class FaceDataset(IterableDataset[Batch]):
                     made = self.fake(picture, int(samples.positions[i])) if self.fake and labels[i] == 0 else None
                     labels[i] = labels[i] if made is None else 1
                     tensors.append(self.transform(picture if made is None else made))
-        return Batch(torch.stack(tensors), torch.from_numpy(labels), torch.from_numpy(samples.positions))
+        batch = Batch(torch.stack(tensors), torch.from_numpy(labels), torch.from_numpy(samples.positions))
+        return batch._replace(sound=images.sound(wanted).view(*group.shape, -1)) if self.with_sound else batch
 
 
 def loader(dataset: FaceDataset, *, workers: int, pin_memory: bool = False) -> DataLoader[Batch]:
@@ -101,9 +113,10 @@ def loader(dataset: FaceDataset, *, workers: int, pin_memory: bool = False) -> D
 class _Images:
     """Reads pictures out of row groups, and keeps the groups that were used last, up to CACHE_BYTES."""
 
-    def __init__(self, files: Sequence[str], groups: np.ndarray) -> None:
+    def __init__(self, files: Sequence[str], groups: np.ndarray, *, sound: bool) -> None:
         self.files, self.groups = files, groups
-        self.cache: OrderedDict[int, pa.Array] = OrderedDict()
+        self.columns = ["image.bytes", "sound"] if sound else ["image.bytes"]
+        self.cache: OrderedDict[int, pa.Table] = OrderedDict()
         self.bytes = 0
 
     def __enter__(self) -> "_Images":
@@ -115,25 +128,35 @@ class _Images:
 
     def read(self, wanted: Sequence[tuple[int, int]]) -> list[torch.Tensor]:
         """uint8 [3,H,W] RGB for each (group, row)."""
+        self._bring(wanted)
+        return [self._decode(group, row) for group, row in wanted]
+
+    def sound(self, wanted: Sequence[tuple[int, int]]) -> torch.Tensor:
+        """float32 [n,WINDOW] in -1..1 for each (group, row)."""
+        self._bring(wanted)
+        return decode_sound([self.cache[group]["sound"][row].as_py() for group, row in wanted])
+
+    def _bring(self, wanted: Sequence[tuple[int, int]]) -> None:
+        """Read the row groups that are not there, and let go of those that were used longest ago."""
         needed = {group for group, _ in wanted}
         missing = sorted(needed - self.cache.keys())
-        for group, encoded in zip(missing, self.pool.map(self._read_group, missing), strict=True):
-            self.cache[group] = encoded
-            self.bytes += encoded.nbytes
+        for group, table in zip(missing, self.pool.map(self._read_group, missing), strict=True):
+            self.cache[group] = table
+            self.bytes += table.nbytes
         for group in sorted(needed):
             self.cache.move_to_end(group)
         while self.bytes > CACHE_BYTES and len(self.cache) > len(needed):
             self.bytes -= self.cache.popitem(last=False)[1].nbytes
-        return [self._decode(group, row) for group, row in wanted]
 
-    def _read_group(self, group: int) -> pa.Array:
+    def _read_group(self, group: int) -> pa.Table:
         file, number, _ = self.groups[group]
         with parquet_input(self.files[file]) as stream, pq.ParquetFile(stream) as parquet:
-            table = parquet.read_row_group(int(number), columns=["image.bytes"], use_threads=False)
-        return pc.struct_field(table["image"], "bytes").combine_chunks()
+            table = parquet.read_row_group(int(number), columns=self.columns, use_threads=False)
+        at = table.schema.get_field_index("image")
+        return table.set_column(at, "image", pc.struct_field(table["image"], "bytes")).combine_chunks()
 
     def _decode(self, group: int, row: int) -> torch.Tensor:
-        encoded = self.cache[group][row].as_py()
+        encoded = self.cache[group]["image"][row].as_py()
         try:
             return torch.from_numpy(decode(encoded)).permute(2, 0, 1)
         except (ValueError, TypeError) as error:  # TypeError: null
@@ -141,9 +164,9 @@ class _Images:
             raise UserError(f"{self.files[file]}, row group {number}, row {row}: the image is damaged. Copy the shard again.") from error
 
 
-def _clip(pictures: Sequence[torch.Tensor]) -> torch.Tensor:
-    """uint8 [T,3,H,W] of a clip's pictures, which are of one size: one rectangle cut them out."""
-    return torch.stack(list(pictures))
+def decode_sound(windows: Sequence[bytes]) -> torch.Tensor:
+    """float32 [n,WINDOW] in -1..1 of the column `sound`."""
+    return torch.from_numpy(np.stack([np.frombuffer(window, "<i2") for window in windows]).astype(np.float32) / 32768)
 
 
 @contextmanager

@@ -93,10 +93,21 @@ def read_rows(manifest: Manifest, *, more: Sequence[str] = ()) -> RowTable:
     )
 
 
+def samples_of(manifest: Manifest, *, clips: bool, sound: bool = False, more: Sequence[str] = ()) -> RowTable:
+    """`read_rows`, or the clips of them; with sound only those in which every frame has it. UserError if there is none such."""
+    rows = read_rows(manifest, more=(*more, "has_sound") if sound else more)
+    if sound:
+        heard = rows.table["has_sound"] if "has_sound" in rows.table.column_names else pa.nulls(len(rows), pa.bool_())
+        if len(rows) and not pc.any(heard).as_py():
+            raise UserError("These faces have no sound, and the model listens: preprocess with --sampling clips --sound.")
+        rows = rows.take(pc.fill_null(heard, False).to_numpy(zero_copy_only=False))
+    return clips_of(rows) if clips else rows
+
+
 def clips_of(rows: RowTable) -> RowTable:
     """One line for each clip of a track that has all its frames: its first frame's, with lists of every frame's for `group` and `row`.
 
-    UserError if there is none, or clips are not all equally long.
+    All frames are as many as the longest clip has; shorter ones are left out. UserError if there are no clips, or they are of one frame.
     """
     clip, position = (pc.fill_null(rows.table[name], -1).to_numpy() for name in ("clip_id", "clip_position"))
     track = pc.fill_null(rows.table["track_id"], 0).to_numpy()

@@ -30,6 +30,8 @@ FACES = pa.schema(
         ("landmarks", pa.list_(pa.float32(), 10)),  # x y of right eye, left eye, nose, right and left mouth corner
         ("frame_width", pa.int32()),
         ("frame_height", pa.int32()),
+        ("has_sound", pa.bool_()),  # whether `sound` is there; null unless --sound was asked for
+        ("sound", pa.binary()),  # int16 little-endian, mono, around time_s (video/sound.py: RATE, WINDOW)
         ("image", IMAGE),
     ]
 )

@@ -22,7 +22,6 @@ from dfdc_ray.errors import UserError
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
 FORMAT = 1
 SEEN = ("train_groups", "validation_groups", "split")  # of config.json, what the weights' own header says too
@@ -112,19 +111,6 @@ def seen_by(uri: str) -> dict[str, Any]:
         except (ValueError, AttributeError, TypeError):
             return {}  # loading the weights says what is wrong
     return found
-
-
-def load_model(uri: str) -> "tuple[nn.Module, dict[str, Any]]":
-    """The model of a checkpoint, ready to score (eval mode, on the CPU), and config.json. UserError as for `load`."""
-    from dfdc_ray.models import create_model
-
-    checkpoint = load(uri)
-    model = create_model(checkpoint.config["model"])
-    try:
-        model.load_state_dict(checkpoint.weights)
-    except RuntimeError as error:
-        raise UserError(f"{uri}: the weights do not fit {checkpoint.config['model']} ({error}). Train again with this version.") from error
-    return model.eval(), checkpoint.config
 
 
 def newest(folder: str) -> Checkpoint | None:

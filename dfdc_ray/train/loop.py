@@ -25,11 +25,11 @@ from dfdc_ray import __version__, storage
 from dfdc_ray.config import Objective, TrainConfig
 from dfdc_ray.console import console, duration
 from dfdc_ray.errors import UserError
-from dfdc_ray.models import create_model
+from dfdc_ray.models import create_model, takes_sound
 from dfdc_ray.shards.dataset import Batch, FaceDataset, loader
 from dfdc_ray.shards.order import FixedOrder, ShuffledOrder
 from dfdc_ray.train import checkpoint, transforms
-from dfdc_ray.train.blend import self_blend_of
+from dfdc_ray.train.mix import cutmix
 from dfdc_ray.train.objectives import OBJECTIVES, for_training
 from dfdc_ray.train.plan import Plan, checkpoints, on_this_node
 from dfdc_ray.train.progress import Board, Meter
@@ -81,15 +81,13 @@ def train_loop(
     plan = on_this_node(plan, config)
     run = _start(config, plan, rank=rank, world_size=world_size, device=device or torch.device("cpu"))
     at = run.at
-    fake = self_blend_of(plan.train, config.self_blend) if config.self_blend else None
-    rows = dataclasses.replace(plan.train, table=plan.train.table.select(["group", "row", "label", "group_id"]))
     order = ShuffledOrder(
-        rows, config.batch_size, config.seed, config.epochs, at.epoch, at.samples, config.balance, rank=rank, world_size=world_size
+        plan.train, config.batch_size, config.seed, config.epochs, at.epoch, at.samples, config.balance, rank=rank, world_size=world_size
     )
-    pin = run.device.type == "cuda"
-    training = FaceDataset(rows, transforms.training(run.spec), order, fake)
+    pin, sound = run.device.type == "cuda", takes_sound(config.model)
+    training = FaceDataset(plan.train, transforms.training(run.spec), order, plan.fake, sound=sound)
     fixed = FixedOrder(len(plan.validation), config.batch_size, rank, world_size)
-    held_out = FaceDataset(plan.validation, transforms.evaluation(run.spec), fixed)
+    held_out = FaceDataset(plan.validation, transforms.evaluation(run.spec), fixed, sound=sound)
     made: list[Iterable[Batch]] = [
         feed(dataset, steps) if feed else loader(dataset, workers=config.loader_workers, pin_memory=pin)
         for dataset, steps in ((training, order.steps_per_epoch), (held_out, len(fixed)))
@@ -131,6 +129,8 @@ def _train_epoch(run: "_Run", stream: Iterator[Batch], steps_per_epoch: int, met
         for group in run.optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(_step_seed(config.seed, at.step, run.rank))  # so dropout needs no state to resume
+        if config.cutmix:
+            batch = cutmix(batch, config.cutmix)
         loss = step(run.ddp, run.optimizer, batch, objective=config.objective, device=run.device)
         losses += loss * config.batch_size
         at.step += 1
@@ -153,9 +153,9 @@ def _train_epoch(run: "_Run", stream: Iterator[Batch], steps_per_epoch: int, met
 
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, *, objective: Objective, device: torch.device) -> torch.Tensor:
     """One step of the optimizer; the loss of this process's share of the batch."""
-    images = to_device(batch.images, device)
+    inputs = to_device(batch.images, batch.sound, device)
     with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(device)):
-        outputs = model(images)
+        outputs = model(*inputs)
     loss = OBJECTIVES[objective](outputs, batch.labels.to(device, non_blocking=True))
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -260,7 +260,8 @@ def _start(config: TrainConfig, plan: Plan, *, rank: int, world_size: int, devic
     ddp: nn.Module = for_training(model, config.objective)
     if world_size > 1:
         ddp = DistributedDataParallel(ddp, device_ids=[device] if device.type == "cuda" else None)
-    return _Run(config, plan, transforms.recipe(config.image_size, config.model), model, ddp, optimizer, at, rank, device)
+    spec = transforms.recipe(config.image_size, config.model, stabilise=config.stabilise)
+    return _Run(config, plan, spec, model, ddp, optimizer, at, rank, device)
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

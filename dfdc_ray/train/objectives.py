@@ -57,11 +57,11 @@ class Siamese(nn.Module):
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
         self.model = model
-        heads = model.HEAD if isinstance(model.HEAD, tuple) else (model.HEAD,)
-        model.get_submodule(str(heads[0]).rstrip(".")).register_forward_pre_hook(self._part)
+        last: str = model.HEAD[0]  # type: ignore[index, assignment]
+        model.get_submodule(last.rstrip(".")).register_forward_pre_hook(self._part)
 
-    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        logits: torch.Tensor = self.model(x)
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits: torch.Tensor = self.model(*inputs)
         return logits, self.features
 
     def _part(self, _: nn.Module, inputs: tuple[torch.Tensor]) -> tuple[torch.Tensor]:

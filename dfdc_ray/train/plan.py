@@ -16,18 +16,20 @@ from dfdc_ray.config import Balance, TrainConfig
 from dfdc_ray.console import console
 from dfdc_ray.corpus.splits import SPLITS, Split
 from dfdc_ray.errors import UserError
-from dfdc_ray.models import NO_FILE, check_side, create_model, load_weights, takes_clips
+from dfdc_ray.models import NO_FILE, check_side, create_model, load_weights, takes_clips, takes_sound
 from dfdc_ray.shards.cache import cached, check_folder
+from dfdc_ray.shards.dataset import FaceDataset
 from dfdc_ray.shards.manifest import read_manifest
-from dfdc_ray.shards.order import ShuffledOrder
-from dfdc_ray.shards.rows import RowTable, clips_of, read_rows, split_mask
-from dfdc_ray.train import checkpoint
-from dfdc_ray.train.blend import self_blend_of
+from dfdc_ray.shards.order import FixedOrder, ShuffledOrder
+from dfdc_ray.shards.rows import RowTable, samples_of, split_mask
+from dfdc_ray.train import checkpoint, transforms
+from dfdc_ray.train.blend import SelfBlend, self_blend_of
 
 # A run may go on with these changed; anything else would make it another run. `faces` may have moved: its data hash is compared.
 MAY_CHANGE = {"faces", "out", "workers", "gpu", "cpus_per_worker", "loader_workers", "ingest_actors", "checkpoint_minutes", "cache"}
 
 
+_FITTED = 256  # clips that a model's `fit` sees
 _TRIPLET = 8  # samples, so that nearly every batch has two of one class and one of the other
 _WAYS: dict[Balance, str] = {
     "frames": "every face, also the extra ones of reals",
@@ -52,12 +54,13 @@ class Counts:
 class Plan:
     """The rows of training and validation, and what a checkpoint records of them.
 
-    train has the columns group, row, label and group_id only, and landmarks and crop for --self-blend. drawn: how many reals and fakes an
-    epoch draws, by each way to balance. train_groups: also those that the first weights were trained on. faces_config: how the faces were
-    made. initial: first weights of a fresh run, None when there is a checkpoint to go on from. finished: all epochs are done.
+    train has the columns group, row, label and group_id only. fake: makes fakes of its reals, for --self-blend. drawn: how many reals and
+    fakes an epoch draws, by each way to balance. train_groups: also those that the first weights were trained on. faces_config: how the
+    faces were made. initial: first weights of a fresh run, None when there is a checkpoint to go on from. finished: all epochs are done.
     """
 
     train: RowTable
+    fake: SelfBlend | None
     validation: RowTable
     counts: dict[Split, Counts]
     drawn: dict[Balance, tuple[int, int]]
@@ -80,12 +83,10 @@ def prepare(config: TrainConfig) -> Plan:
     _check_options(config)
     manifest = read_manifest(config.faces)
     more = ("landmarks", "crop") if config.self_blend else ()
-    rows = read_rows(manifest, more=more)
+    rows = samples_of(manifest, clips=takes_clips(config.model), sound=takes_sound(config.model), more=more)
     rows = rows.take(~np.isnan(rows.labels))
     if not len(rows):
         raise UserError(f"{config.faces} has no labelled face: training needs videos with metadata.json labels.")
-    if takes_clips(config.model):
-        rows = clips_of(rows)
     splits = {split: rows.take(split_mask(rows, config.split, split)) for split in SPLITS}
     if config.groups is not None:
         splits["train"] = _some_groups(splits["train"], config)
@@ -99,11 +100,10 @@ def prepare(config: TrainConfig) -> Plan:
     if saved:
         _check_same(config, manifest.data_hash, saved.config)
     train = used["train"]
-    if config.self_blend:
-        self_blend_of(train, config.self_blend)  # said now, if it cannot be
     groups = {split: _groups(part) for split, part in used.items()}
     return Plan(
-        train=replace(train, table=train.table.select(["group", "row", "label", "group_id", *more])),  # workers get a copy each
+        train=replace(train, table=train.table.select(["group", "row", "label", "group_id"])),  # workers get a copy each
+        fake=self_blend_of(train, config.self_blend) if config.self_blend else None,
         validation=used["validation"],
         counts=counts,
         drawn={way: ShuffledOrder(rows, config.batch_size, 0, 1, balance=way).drawn for way, rows in ways.items() if len(rows)},
@@ -111,7 +111,7 @@ def prepare(config: TrainConfig) -> Plan:
         validation_groups=tuple(sorted(groups["validation"])),
         data_hash=manifest.data_hash,
         faces_config=manifest.config,
-        initial=None if saved else _initial_weights(config),
+        initial=None if saved else _initial_weights(config, train),
         finished=saved is not None and saved.config["epoch"] >= config.epochs,
     )
 
@@ -178,12 +178,7 @@ def _check_options(config: TrainConfig) -> None:
     if config.image_size < 32:
         raise UserError(f"--image-size {config.image_size}: at least 32, since the networks halve it five times.")
     check_side(config.model, config.image_size)
-    if not 0 <= config.self_blend < 1:
-        raise UserError(f"--self-blend {config.self_blend}: a share of the reals, from 0 to below 1.")
-    if config.self_blend and takes_clips(config.model):
-        raise UserError(f"--self-blend is for single frames, and --model {config.model} looks at clips.")
-    if config.objective == "triplet" and config.batch_size // config.workers < _TRIPLET:
-        raise UserError(f"--objective triplet wants at least {_TRIPLET} samples a worker: give a larger --batch-size or fewer --workers.")
+    _check_samples(config)
     if config.batch_size % config.workers:
         raise UserError(f"--batch-size {config.batch_size} (over all workers) does not divide by --workers {config.workers}.")
     check_folder(config.cache)
@@ -191,6 +186,26 @@ def _check_options(config: TrainConfig) -> None:
         raise UserError(f"--ingest-actors {config.ingest_actors}: must not be negative.")
     if config.ingest_actors and (config.loader_workers or config.cache):
         raise UserError("--ingest-actors: they do what --loader-workers would, and on other nodes than --cache is on. Leave those out.")
+
+
+def _check_samples(config: TrainConfig) -> None:
+    """What is done to samples and batches."""
+    if not 0 <= config.self_blend < 1:
+        raise UserError(f"--self-blend {config.self_blend}: a share of the reals, from 0 to below 1.")
+    if config.stabilise and not takes_clips(config.model):
+        raise UserError(f"--stabilise is for clips, and --model {config.model} looks at single frames.")
+    if not 0 <= config.cutmix <= 1:
+        raise UserError(f"--cutmix {config.cutmix}: a share of the steps, from 0 to 1.")
+    if config.cutmix and config.objective == "triplet":
+        raise UserError(
+            "--cutmix makes labels between real and fake, and --objective triplet wants samples of one class: give one of them."
+        )
+    if config.cutmix and takes_sound(config.model):
+        raise UserError(f"--cutmix mixes pictures and no sound, to which --model {config.model} listens.")
+    if config.self_blend and takes_clips(config.model):
+        raise UserError(f"--self-blend is for single frames, and --model {config.model} looks at clips.")
+    if config.objective == "triplet" and config.batch_size // config.workers < _TRIPLET:
+        raise UserError(f"--objective triplet wants at least {_TRIPLET} samples a worker: give a larger --batch-size or fewer --workers.")
 
 
 def _check_splits(config: TrainConfig, counts: dict[Split, Counts]) -> None:
@@ -263,8 +278,16 @@ def _seen_before(config: TrainConfig, groups: dict[Split, set[str]]) -> set[str]
     return trained
 
 
-def _initial_weights(config: TrainConfig) -> dict[str, torch.Tensor]:
+def _initial_weights(config: TrainConfig, train: RowTable) -> dict[str, torch.Tensor]:
     torch.manual_seed(config.seed)
     model = create_model(config.model)
     load_weights(model, config.weights)
+    if config.weights == "none" and hasattr(model, "fit"):
+        some = train.take(np.random.default_rng(config.seed).permutation(len(train))[:_FITTED])
+        spec = transforms.recipe(config.image_size, config.model, stabilise=config.stabilise)
+        batches = list(FaceDataset(some, transforms.evaluation(spec), FixedOrder(len(some), _FITTED), sound=takes_sound(config.model)))
+        try:
+            model.fit(batches[0].images, batches[0].sound)  # type: ignore[operator]
+        except ValueError as error:
+            raise UserError(f"{config.faces}: too few clips for --model {config.model} ({error}). Preprocess more videos.") from error
     return model.state_dict()

@@ -10,18 +10,22 @@ from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional
 
 from dfdc_ray.models import channels
+from dfdc_ray.train.stabilise import Stabilise
 
 
-def recipe(image_size: int, model: str) -> dict[str, Any]:
-    """What must be known to repeat the transform: `image_size` in pixels, mean and standard deviation of the model's channels in 0..1."""
+def recipe(image_size: int, model: str, *, stabilise: bool = False) -> dict[str, Any]:
+    """What must be known to repeat the transform: `image_size` in pixels, mean and standard deviation of the model's channels in 0..1, and
+    whether the frames of a clip are laid over each other first.
+    """
     mean, std = channels(model)
-    return {"image_size": image_size, "resize": "both sides to image_size, bilinear, antialiased", "mean": list(mean), "std": list(std)}
+    resize = "both sides to image_size, bilinear, antialiased"
+    return {"image_size": image_size, "resize": resize, "mean": list(mean), "std": list(std), "stabilise": stabilise}
 
 
 def evaluation(spec: dict[str, Any]) -> v2.Compose:
-    """uint8 [3,H,W] RGB -> float32 [3,S,S]: scale and normalise."""
+    """uint8 [3,H,W] RGB -> float32 [3,S,S], or [T,3,H,W] -> [T,3,S,S]: scale and normalise."""
     size = spec["image_size"]
-    return v2.Compose([v2.Resize((size, size), antialias=True), *_normalise(spec)])
+    return v2.Compose([*_first(spec), v2.Resize((size, size), antialias=True), *_normalise(spec)])
 
 
 def training(spec: dict[str, Any]) -> v2.Compose:
@@ -32,6 +36,7 @@ def training(spec: dict[str, Any]) -> v2.Compose:
     """
     return v2.Compose(
         [
+            *_first(spec),
             v2.RandomHorizontalFlip(),
             v2.RandomApply([v2.JPEG((40, 95))], p=0.25),
             v2.RandomApply([v2.GaussianBlur(5, (0.2, 1.2))], p=0.1),
@@ -58,6 +63,10 @@ class RandomZoom(v2.Transform):
         h, w = (max(1, round(whole * (1 - (1 - self.smallest) * float(u)))) for whole, u in zip((height, width), sides, strict=True))
         top, left = int(float(offsets[0]) * (height - h + 1)), int(float(offsets[1]) * (width - w + 1))
         return functional.resized_crop(image, top, left, h, w, [self.size, self.size], antialias=True)
+
+
+def _first(spec: dict[str, Any]) -> list[v2.Transform]:
+    return [Stabilise()] if spec.get("stabilise") else []  # absent from older checkpoints
 
 
 def _normalise(spec: dict[str, Any]) -> list[v2.Transform]:

@@ -29,10 +29,13 @@ def model_to_device(model: nn.Module, device: torch.device) -> nn.Module:
     return model.to(memory_format=torch.channels_last) if in_space_alone else model
 
 
-def to_device(images: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Pictures where the model is, in the memory format that its convolutions are quickest with; clips have no such."""
+def to_device(images: torch.Tensor, sound: torch.Tensor, device: torch.device) -> tuple[torch.Tensor, ...]:
+    """What a model is called with, where it is: pictures, in the memory format that convolutions are quickest with (clips have no such),
+    and the sound, if there is any.
+    """
     memory_format = torch.channels_last if images.ndim == 4 else torch.preserve_format
-    return images.to(device, memory_format=memory_format, non_blocking=True)
+    images = images.to(device, memory_format=memory_format, non_blocking=True)
+    return (images, sound.to(device, non_blocking=True)) if sound.numel() else (images,)
 
 
 @torch.inference_mode()
@@ -46,9 +49,9 @@ def validate(
             distributed.broadcast(buffer, 0)
     found: list[tuple[np.ndarray, np.ndarray]] = []
     for batch in batches:
-        images = to_device(batch.images, device)
+        inputs = to_device(batch.images, batch.sound, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(device)):
-            logits = model(images)
+            logits = model(*inputs)
         found.append((batch.positions.numpy(), logits.float().cpu().numpy()))
     if world_size > 1:
         gathered: list[Any] = [None] * world_size

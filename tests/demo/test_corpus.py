@@ -17,7 +17,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dfdc_ray.config import DemoCorpusConfig
-from dfdc_ray.demo.corpus import DEMO_SPLIT, FAKES, Footage, demo_corpus, demo_split, film, plan_corpus, write_corpus
+from dfdc_ray.demo.corpus import DEMO_SPLIT, FAKES, SOUND_FAKES, Footage, demo_corpus, demo_split, film, plan_corpus, write_corpus
 from dfdc_ray.demo.encode import encode_mp4
 from dfdc_ray.demo.identity import CENTRE
 from dfdc_ray.demo.scene import FPS, HEIGHT, WIDTH
@@ -167,9 +167,22 @@ def test_fakes_differ_from_their_original_in_the_face_and_nowhere_else() -> None
         assert np.corrcoef(real[inside], other[inside])[0, 1] < 0.95
 
 
+def test_sound_fakes_keep_the_picture_and_change_the_sound() -> None:
+    (family,) = plan_corpus(families=1, seed=3, test_families=0, fakes="sound")
+    original, *fakes = film(family, seed=3, seconds=1.0)
+    assert [fake.video.method for fake in fakes] == [*SOUND_FAKES, *SOUND_FAKES]
+    assert np.array_equal(original.sound, original.scene.voice.sound)
+    for fake in fakes:
+        assert fake.sound.shape == original.sound.shape
+        assert np.corrcoef(rgb(original, 5).ravel(), rgb(fake, 5).ravel())[0, 1] > 0.99
+        assert abs(np.corrcoef(fake.sound, original.sound)[0, 1]) < 0.3
+        same_words = np.array_equal(np.sort(fake.sound), np.sort(original.sound))
+        assert same_words == (fake.video.method == SOUND_FAKES[0])
+
+
 def cheap_features(footage: Footage) -> list[float]:
     """Bits per second, mean colour of frame and face, sharpness of frame and face: what must not tell fake from real."""
-    data = encode_mp4(footage.frames, footage.scene.voice.sound, crf=footage.crf)
+    data = encode_mp4(footage.frames, footage.sound, crf=footage.crf)
     rows = []
     with av.open(io.BytesIO(data)) as container:
         for n, frame in enumerate(container.decode(video=0)):

@@ -4,17 +4,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import write_face_shards
 from safetensors.torch import load_file
 
 from dfdc_ray.cli import main
 from dfdc_ray.errors import UserError
 from dfdc_ray.evaluate.combine import PENALTY, fit
 from dfdc_ray.evaluate.members import combined, load_members, mean, save
-from dfdc_ray.evaluate.scorer import Scorer, load_scorer
+from dfdc_ray.evaluate.scorer import Scorer, load_scorer, score_rows
 from dfdc_ray.faces.crop import encode
 from dfdc_ray.models import create_model
+from dfdc_ray.shards.manifest import read_manifest
+from dfdc_ray.shards.rows import samples_of
 from dfdc_ray.train import checkpoint, transforms
 
 PICTURES = [encode(np.random.default_rng(n).integers(0, 255, (90, 70, 3)).astype(np.uint8), "png") for n in range(3)]
@@ -84,6 +88,35 @@ def test_on_clips_a_model_of_frames_gives_the_mean_of_its_logits(two: tuple[str,
     together = both.score([PICTURES])[0]
     frames = _logits(load_scorer(two[1])).mean()
     assert np.log(together / (1 - together)) == pytest.approx((frames + np.log(scores[0] / (1 - scores[0]))) / 2, abs=1e-4)
+
+
+def test_a_model_that_listens_hears_the_same_in_shards_and_in_files(two: tuple[str, str], tmp_path: Path) -> None:
+    """Also beside one that only looks."""
+    faces = read_manifest(str(write_face_shards(tmp_path / "f", families=2, frames=4, multiplier=1, clip=4, size=64, sound=True)))
+    listening = _checkpoint(tmp_path / "c", "av_sync", 64, 1)
+    rows = [row for file in faces.files for row in pq.read_table(file.uri).to_pylist()]
+    clips = [rows[at : at + 4] for at in range(0, len(rows), 4)]
+    for checkpoints in ((listening,), (listening, two[1])):
+        scorer = load_scorer(*checkpoints)
+        assert scorer.sound
+        in_shards = score_rows(scorer, samples_of(faces, clips=True, sound=True), batch_size=8)
+        pictures, sound = (
+            [[get(row) for row in clip] for clip in clips] for get in (lambda row: row["image"]["bytes"], lambda row: row["sound"])
+        )
+        assert scorer.score(pictures, sound) == pytest.approx(in_shards, abs=1e-6)
+        assert np.ptp(in_shards) > 0
+
+
+def test_weights_of_another_model_are_refused(two: tuple[str, str], tmp_path: Path) -> None:
+    single = checkpoint.load(two[0])
+    checkpoint.save(str(tmp_path / "other"), weights=single.weights, config=single.config | {"model": "resnet34"}, state=None)
+    save(str(tmp_path / "both"), mean([load_members(uri) for uri in two]))
+    both = checkpoint.load(str(tmp_path / "both"))
+    config = both.config | {"members": both.config["members"][::-1]}
+    checkpoint.save(str(tmp_path / "turned"), weights=both.weights, config=config, state=None)
+    for name in ("other", "turned"):
+        with pytest.raises(UserError, match=f"{name}: the weights do not fit resnet34"):
+            load_members(str(tmp_path / name))
 
 
 def test_what_does_not_go_together_is_refused(two: tuple[str, str], tmp_path: Path) -> None:

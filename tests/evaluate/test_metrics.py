@@ -143,6 +143,22 @@ def test_few_groups_are_flagged() -> None:
     assert "rough" not in judge(scores, labels, groups, train_prior=0.8).interval_note
 
 
+def test_intervals_over_families_stand_beside_those_over_larger_groups() -> None:
+    scores, labels, groups = _random()
+    families = np.arange(400) // 2
+    level = judge(scores, labels, groups, train_prior=0.8, families=families)
+    assert level.by_family == bootstrap(scores, labels, families)
+    auc = level.by_family["auc"]
+    assert auc is not None
+    assert (
+        f"over the 200 families, as if no person were in two of them: log loss {level.by_family['log_loss'].low:.4f}" in level.interval_note
+    )  # type: ignore[union-attr]
+    assert level.interval_note.endswith(f"ROC AUC {auc.low:.4f} to {auc.high:.4f}")
+    same = judge(scores, labels, groups, train_prior=0.8, families=groups)
+    assert same.by_family is None
+    assert "families" not in same.interval_note
+
+
 def test_baselines() -> None:
     labels = np.array([0, 1, 1, 1, 1])
     found = baselines(labels, train_prior=0.8)

@@ -39,7 +39,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 class Small(nn.Module):
     """A model of a millisecond; the network itself is in the slow test."""
 
-    HEAD = "fc."
+    HEAD = ("fc.",)
     CHANNELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     SIDE = None
     CLIPS = False

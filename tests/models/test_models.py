@@ -12,15 +12,20 @@ from skimage.data import chelsea
 from torchvision.transforms.v2 import functional
 
 from dfdc_ray.errors import UserError
-from dfdc_ray.models import NAMES, check_side, create_model, load_weights, takes_clips
+from dfdc_ray.experiments.models import macs
+from dfdc_ray.models import NAMES, check_side, create_model, load_weights, takes_clips, takes_sound
+from dfdc_ray.models.chroma import chroma_maps
 from dfdc_ray.models.efficientnet_lite0 import EfficientNetLite0
+from dfdc_ray.video.sound import WINDOW
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_logits(name: str) -> None:
     model = create_model(name).eval()
     side = 256 if name.startswith("meso") else 64
-    logits = model(torch.rand(2, 8, 3, side, side) if takes_clips(name) else torch.rand(2, 3, side, side))
+    inputs = [torch.rand(2, 8, 3, side, side) if takes_clips(name) else torch.rand(2, 3, side, side)]
+    inputs += [torch.rand(2, 8, WINDOW)] if takes_sound(name) else []
+    logits = model(*inputs)
     assert logits.shape == (2,)
     assert logits.dtype == torch.float32
 
@@ -56,10 +61,14 @@ def test_parameters(name: str, published: int) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_table_of_models_has_it(name: str) -> None:
+def test_the_table_of_models_counts_right(name: str) -> None:
     text = (Path(__file__).parents[2] / "docs" / "models.md").read_text()
-    (row,) = (line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
-    assert f"| {sum(p.numel() for p in create_model(name).parameters()):,} |" in row
+    (row,) = ([cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.startswith(f"| `{name}` |"))
+    size, parameters, gmacs = row[3:6]
+    assert parameters == f"{sum(p.numel() for p in create_model(name).parameters()):,}"
+    numbers = [int(word) for word in size.split() if word.isdigit()]
+    frames = numbers[0] if takes_clips(name) else 1
+    assert f"{macs(name, side=numbers[-1], frames=frames) / 1e9:.3g}" == gmacs
 
 
 def test_mesonet_takes_one_size() -> None:
@@ -90,11 +99,13 @@ def test_attention_that_is_one_everywhere_changes_nothing(tmp_path: Path) -> Non
     load_weights(attentive, str(tmp_path / "b4.safetensors"))
     x = torch.rand(1, 3, 224, 224)
     attentive.attention.bias.data.fill_(100.0)
+    looked: list[tuple[int, ...]] = []
+    attentive.attention.register_forward_hook(lambda _, __, out: looked.append(tuple(out.shape)))
     with torch.inference_mode():
-        assert attentive.attend(x).shape == (1, 28, 28)
         assert torch.equal(attentive(x), plain(x))
         attentive.attention.bias.data.zero_()
         assert not torch.equal(attentive(x), plain(x))
+    assert looked == [(1, 1, 28, 28)] * 2
 
 
 def test_inflated_weights_do_to_equal_frames_what_they_did_to_one(tmp_path: Path) -> None:
@@ -136,6 +147,22 @@ def test_differences_of_frames(tmp_path: Path, imagenet_like: dict[str, torch.Te
         moving = still.clone()
         moving[:, 1] += 0.5 * torch.rand(3, 64, 64)
         assert not torch.allclose(model(moving), model(still), atol=1e-6)
+
+
+def test_light_that_changes_is_in_no_map_of_chroma_and_a_splotch_is() -> None:
+    torch.manual_seed(0)
+    clip = torch.rand(1, 1, 3, 1, 1) * 0.2 + 0.3 + 0.1 * torch.rand(1, 1, 3, 64, 64).expand(1, 6, -1, -1, -1)
+    assert chroma_maps(clip).abs().max() < 1e-6  # what stands still
+    lamp = 1 + 0.3 * torch.rand(1, 6, 3, 1, 1)
+    lit = chroma_maps(clip * lamp)
+    assert lit.abs().max() < 0.02  # not 0, for nearly black pixels' sake
+    splotched = clip * lamp
+    splotched[:, 3, 0, 24:32, 24:32] *= 1.1
+    found = (chroma_maps(splotched) - lit)[0].abs()
+    assert found[3, 0].argmax() in (6 * 16 + 6, 6 * 16 + 7, 7 * 16 + 6, 7 * 16 + 7)
+    assert found[3, 0].max() > 0.05
+    assert found[3, 2].max() > 0.03  # also against its neighbours
+    assert found[3, 1].max() < 1e-3  # blue
 
 
 def test_unknown_model() -> None:

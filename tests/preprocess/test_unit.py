@@ -3,17 +3,20 @@
 from dataclasses import replace
 from itertools import pairwise
 
+import av
 import cv2
 import numpy as np
 import pytest
 
 from dfdc_ray.config import PreprocessConfig
 from dfdc_ray.corpus.index import build_index
+from dfdc_ray.corpus.zips import open_video
 from dfdc_ray.faces.detect import Detector, load_detector
 from dfdc_ray.faces.weights import stage_weights
 from dfdc_ray.preprocess.plan import Unit, units
 from dfdc_ray.preprocess.settings import Settings, settings_of
 from dfdc_ray.preprocess.unit import UnitResult, process_unit, process_video
+from dfdc_ray.video.sound import sound_around
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +165,26 @@ def test_reading_in_the_midst_of_a_stage_is_told(unit, settings):
     assert told[:2] == ["probe", "open"]
     around = {(before, after) for before, stage, after in zip(told, told[1:], told[2:], strict=False) if stage == "open"}
     assert {stage for pair in around for stage in pair} - {"open"} == {"probe", "decode"}
+
+
+def test_the_sound_around_each_frame_is_kept_when_asked_for(unit, settings, detector, done, tmp_path):
+    video = unit.videos[0]
+    result = process_video(video, replace(settings, sound=True), detector, None)
+    assert result.ledger["sound"] == "ok"
+    with open_video(video.uri) as file:
+        windows, _ = sound_around(file, [row["time_s"] for row in result.faces])
+    for row, window in zip(result.faces, windows, strict=True):
+        assert row["has_sound"]
+        assert np.array_equal(np.frombuffer(row["sound"], "<i2"), window)
+    assert {(row["has_sound"], row["sound"]) for row in done.videos[0].faces} == {(None, None)}
+    assert done.videos[0].ledger["sound"] is None
+
+    with open_video(video.uri) as file, av.open(file) as before, av.open(str(tmp_path / "mute.mp4"), "w") as after:
+        stream = after.add_stream_from_template(before.streams.video[0])
+        for packet in before.demux(before.streams.video[0]):
+            if packet.dts is not None:
+                packet.stream = stream
+                after.mux(packet)
+    mute = process_video(replace(video, uri=str(tmp_path / "mute.mp4")), replace(settings, sound=True), detector, None)
+    assert (mute.ledger["status"], mute.ledger["sound"]) == ("ok", "none")
+    assert {(row["has_sound"], row["sound"]) for row in mute.faces} == {(False, None)}

@@ -148,6 +148,15 @@ def test_clips_are_scored_as_such(folder: Path, tmp_path: Path) -> None:
     assert track.coverage == pytest.approx(2 / 3)
 
 
+def test_a_model_that_listens_says_that_there_is_no_sound(folder: Path, tmp_path: Path) -> None:
+    clips = settings_of(PreprocessConfig(corpus=("unused",), out="unused", sampling="clips", frames=4, clips=8, sound=True))
+    config = {"model": "av_sync", "transform": transforms.recipe(32, "av_sync"), "faces_config": asdict(clips)}
+    checkpoint.save(str(tmp_path / "best"), weights=create_model("av_sync").state_dict(), config=config, state=None)
+    found = score_video(str(folder / "face.mp4"), *load_predictor(str(tmp_path / "best"), frames=12))
+    assert (found.status, found.stage, found.score) == ("error", "sound", None)
+    assert found.error == "the model listens, and it has no sound track"
+
+
 def test_whole_frames_need_no_face(folder: Path, best_of_frames: Path) -> None:
     found = score_video(str(folder / "empty.mp4"), *load_predictor(str(best_of_frames), frames=3))
     assert found.status == "ok"

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import write_face_shards
@@ -16,8 +17,11 @@ from dfdc_ray.shards import order as orders
 from dfdc_ray.shards.dataset import FaceDataset, loader
 from dfdc_ray.shards.manifest import read_manifest
 from dfdc_ray.shards.order import FixedOrder, ShuffledOrder
-from dfdc_ray.shards.rows import RowTable, clips_of, read_rows, split_mask
+from dfdc_ray.shards.rows import RowTable, clips_of, read_rows, samples_of, split_mask
+from dfdc_ray.shards.schema import FACES
+from dfdc_ray.shards.write import parquet_bytes
 from dfdc_ray.train import transforms
+from dfdc_ray.video.sound import WINDOW
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")  # torchvision's own v2.JPEG
 
@@ -79,6 +83,33 @@ def test_clips_are_batches_of_their_frames(tmp_path: Path) -> None:
     seeded = FaceDataset(clips, transforms.training(transforms.recipe(32, "resnet34")), ShuffledOrder(clips, 2, 0, 1))
     assert all(b.images.shape == (2, 2, 3, 32, 32) for b in seeded)
     assert sorted(_flat(ShuffledOrder(clips, 2, 0, 1))) == list(range(6))
+
+
+def test_clips_come_with_their_sound(tmp_path: Path) -> None:
+    faces = write_face_shards(tmp_path / "f", families=1, fakes=1, frames=4, multiplier=1, clip=2, sound=True)
+    manifest = read_manifest(str(faces))
+    clips = samples_of(manifest, clips=True, sound=True)
+    stored = pq.read_table(manifest.files[0].uri)["sound"].to_pylist()
+    whole = [batch for batch in FaceDataset(clips, lambda clip: clip.float(), FixedOrder(len(clips), 3), sound=True)]
+    assert [tuple(batch.sound.shape) for batch in whole] == [(3, 2, WINDOW), (1, 2, WINDOW)]
+    expected = np.stack([np.frombuffer(window, "<i2") for window in stored]).reshape(len(clips), 2, WINDOW) / 32768
+    assert np.array_equal(torch.cat([batch.sound for batch in whole]).numpy(), expected.astype(np.float32))
+    mute = [batch for batch in FaceDataset(clips, lambda clip: clip.float(), FixedOrder(len(clips), 3))]
+    assert all(torch.equal(a.images, b.images) and not b.sound.numel() for a, b in zip(whole, mute, strict=True))
+
+
+def test_frames_without_sound_are_left_out_for_who_listens(tmp_path: Path) -> None:
+    faces = write_face_shards(tmp_path / "f", families=1, fakes=1, frames=4, multiplier=1, clip=2)
+    manifest = read_manifest(str(faces))
+    with pytest.raises(UserError, match="--sampling clips --sound"):
+        samples_of(manifest, clips=True, sound=True)
+    rows = pq.read_table(manifest.files[0].uri).to_pylist()
+    for number, row in enumerate(rows):
+        row |= {"has_sound": number != 5, "sound": None if number == 5 else bytes(2 * WINDOW)}
+    data = parquet_bytes([rows], FACES)
+    Path(manifest.files[0].uri).write_bytes(data)
+    assert samples_of(manifest, clips=True, sound=True).column("frame").tolist() == [0, 20, 20]  # the sixth frame's clip has gone
+    assert len(samples_of(manifest, clips=True)) == 4
 
 
 def test_single_frames_are_no_clips(rows: RowTable) -> None:
@@ -223,7 +254,7 @@ def test_augmentation_differs_between_epochs_and_leaves_torchs_generator_alone(r
 
 def test_the_cache_is_bounded(rows: RowTable, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset, "CACHE_BYTES", int(rows.groups[:, 2].max() * 3))
-    with dataset._Images(rows.files, rows.groups) as images:
+    with dataset._Images(rows.files, rows.groups, sound=False) as images:
         for group in range(20):
             assert len(images.read([(group, 0)])) == 1
             assert images.bytes <= dataset.CACHE_BYTES

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 from dfdc_ray.errors import UserError
-from dfdc_ray.models import create_model
 from dfdc_ray.train import checkpoint
 
 WEIGHTS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.rand(2, 3, 4, 4).to(memory_format=torch.channels_last)}
@@ -86,15 +85,3 @@ def test_prune_keeps_the_newest(tmp_path: Path) -> None:
     (tmp_path / ".step-000000007.new").mkdir()
     checkpoint.prune(str(tmp_path), keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000040", "step-000000300"]
-
-
-def test_load_model(tmp_path: Path) -> None:
-    model = create_model("resnet34")
-    checkpoint.save(str(tmp_path / "c"), weights=model.state_dict(), config=CONFIG, state=None)
-    loaded, config = checkpoint.load_model(str(tmp_path / "c"))
-    assert not loaded.training
-    assert config["model"] == "resnet34"
-    image = torch.rand(1, 3, 32, 32)
-    assert torch.equal(loaded(image), model.eval()(image))
-    with pytest.raises(UserError, match="do not fit"):
-        checkpoint.load_model(_save(tmp_path / "other"))

@@ -25,7 +25,7 @@ pytestmark = [
 class Plain(nn.Module):
     """Without batch norm, whose statistics are of one process's share: the mean of two halves' gradients is that of the whole."""
 
-    HEAD = "fc."
+    HEAD = ("fc.",)
     CHANNELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     SIDE = None
     CLIPS = False

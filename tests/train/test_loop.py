@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:
 class Tiny(nn.Module):
     """Convolution, batch norm, dropout: all that resuming must get right, in a millisecond."""
 
-    HEAD = "fc."
+    HEAD = ("fc.",)
     CHANNELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     SIDE = None
     CLIPS = False
@@ -94,7 +94,7 @@ def test_learns_what_can_be_learnt(config: TrainConfig, capsys: pytest.CaptureFi
     assert "epoch 3 of 3 done" in capsys.readouterr().out
     assert list((Path(config.out) / "tensorboard").iterdir())
 
-    _, saved = checkpoint.load_model(f"{config.out}/best")
+    saved = checkpoint.load(f"{config.out}/best").config
     assert saved["prior"] == pytest.approx(12 / 18)
     assert saved["train_groups"] == [f"toy/part-{i}" for i in range(6)]
     assert saved["split"] == config.split
@@ -106,6 +106,30 @@ def test_learns_what_can_be_learnt(config: TrainConfig, capsys: pytest.CaptureFi
     assert prepare(config).finished
 
 
+def test_a_model_that_listens_resumes_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also what it was fitted to before its first step."""
+    faces = write_face_shards(tmp_path / "faces", families=8, fakes=1, frames=8, multiplier=1, clip=4, sound=True)
+    config = TrainConfig(
+        faces=str(faces),
+        out=str(tmp_path / "out"),
+        split="parts:0-5/6/7",
+        model="mfcc_lstm",
+        weights="none",
+        epochs=2,
+        batch_size=8,
+        image_size=32,
+    )
+    expected = train_loop(config, prepare(config))
+    saved = checkpoint.load(f"{config.out}/best").weights
+    assert not torch.equal(saved["components"], torch.eye(*saved["components"].shape))
+    cut = replace(config, out=str(tmp_path / "cut"), checkpoint_minutes=1e-9)
+    with pytest.raises(Killed):
+        _train_until(cut, 4, monkeypatch)
+    assert [entry["train_loss"] for entry in train_loop(cut, prepare(cut))] == [entry["train_loss"] for entry in expected]
+    again = checkpoint.load(f"{cut.out}/best").weights
+    assert all(torch.equal(saved[name], again[name]) for name in saved)
+
+
 @pytest.mark.parametrize(
     ("kill_at", "changes"),
     [
@@ -114,6 +138,7 @@ def test_learns_what_can_be_learnt(config: TrainConfig, capsys: pytest.CaptureFi
         (8, {"balance": "groups"}),
         (7, {"objective": "triplet"}),
         (7, {"self_blend": 0.5}),
+        (7, {"cutmix": 0.5}),
     ],
 )
 def test_resumes_exactly(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kill_at: int, changes: dict) -> None:
@@ -200,7 +225,7 @@ def test_weights_of_an_earlier_training_bring_along_what_it_saw(
 
     fewer = replace(further, groups=3)
     train_loop(fewer, prepare(fewer))
-    _, saved = checkpoint.load_model(f"{fewer.out}/best")
+    saved = checkpoint.load(f"{fewer.out}/best").config
     assert saved["train_groups"] == [f"toy/part-{i}" for i in range(6)]
     assert prepare(fewer).train_groups == tuple(saved["train_groups"])  # also where the run is gone on with
     assert len(prepare(replace(fewer, out=str(tmp_path / "new"), weights="none")).train_groups) == 3
@@ -220,6 +245,11 @@ def test_weights_of_an_earlier_training_bring_along_what_it_saw(
         ({"ingest_actors": -1}, "must not be negative"),
         ({"self_blend": 1.0}, "a share of the reals"),
         ({"self_blend": 0.5, "model": "r3d_18"}, "single frames"),
+        ({"stabilise": True}, "looks at single frames"),
+        ({"cutmix": 1.5}, "a share of the steps"),
+        ({"cutmix": 0.5, "objective": "triplet"}, "give one of them"),
+        ({"cutmix": 0.5, "model": "av_sync"}, "mixes pictures and no sound"),
+        ({"model": "av_sync"}, "--sampling clips --sound"),
         ({"objective": "triplet", "batch_size": 12, "workers": 2}, "wants at least 8 samples a worker"),
         ({"ingest_actors": 1, "loader_workers": 1}, "Leave those out"),
         ({"ingest_actors": 1, "cache": "cache"}, "Leave those out"),

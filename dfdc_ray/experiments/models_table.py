@@ -1,0 +1,158 @@
+"""What `experiments models` writes: the table of all detectors, and their AUC against what they cost."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dfdc_ray.config import ModelsConfig
+from dfdc_ray.console import markdown_table
+from dfdc_ray.evaluate import plots
+from dfdc_ray.experiments.models import Task
+from dfdc_ray.models import takes_clips
+
+_HEAD = (
+    "detector",
+    "video AUC (95 %)",
+    "log loss (95 %)",
+    "accuracy",
+    "recall of reals",
+    "recall of fakes",
+    "first weights",
+    "parameters",
+    "GMACs a video",
+    "pictures/s in training",
+    "minutes",
+)
+_ON_CONSOLE = (0, 1, 2, 8, 10)
+_BASELINES = {"always_fake": "always fake", "constant_prior": "constant prior"}
+
+
+@dataclass(frozen=True)
+class Line:
+    """A task done: its report.json, config.json of the training (None of a combination), and its cost."""
+
+    task: Task
+    report: Mapping[str, Any]
+    trained: Mapping[str, Any] | None
+    parameters: int
+    macs: float  # multiply-adds a video
+
+    @property
+    def auc(self) -> float | None:
+        found: float | None = self.report["video"]["metrics"]["auc"]
+        return found
+
+    def interval(self, name: str) -> tuple[float, float] | None:
+        found = self.report["video"]["intervals"].get(name)
+        return found and (found["low"], found["high"])
+
+
+def console_table(lines: Sequence[Line], config: ModelsConfig, console: Console) -> None:
+    """The columns that fit a terminal."""
+    table = Table(title="by video, on the test split")
+    for i in _ON_CONSOLE:
+        table.add_column(_HEAD[i], justify="left" if i == 0 else "right")
+    for row in _rows(lines, config):
+        table.add_row(*(row[i] for i in _ON_CONSOLE))
+    console.print(table)
+
+
+def markdown(config: ModelsConfig, lines: Sequence[Line], failed: Mapping[str, str]) -> str:
+    """The whole: protocol, table, plot, what is missing. failed: by line, why it could not be had."""
+    parts = ["# Detectors on the same faces", ""]
+    if lines:
+        report = lines[0].report
+        m, protocol = report["video"]["metrics"], report["protocol"]
+        faces = (
+            f"{config.clips} clips of {config.frames} frames a video, every {config.stride}. frame of it"
+            if config.sampling == "clips"
+            else f"{config.frames} frames a video, evenly spread"
+        )
+        parts += [
+            *(f"> **{warning}**\n" for warning in report["warnings"]),
+            f"By video, on the {m['n']} labelled videos of the test split ({m['reals']} real, {m['fakes']} fake, "
+            f"{report['video']['groups']} groups; {protocol['split_rule']}), by which nothing was chosen: each checkpoint is that with the "
+            f"{protocol['checkpoint_rule']}, a logistic combination is fitted on validation. Videos without a score count at the training "
+            f"prior. Faces: {faces}, real videos {config.real_multiplier} times that in training, {config.image_size} pixels (MesoNet "
+            f"256). The budget of each: {config.epochs} epochs over the same pictures, batch {config.batch_size} (a clip counts as its "
+            f"frames), learning rate {config.learning_rate:g}, seed {config.seed}; nothing was tuned for any of them, and scores are not "
+            f"calibrated. Data hash {protocol['data_hash'][:12]}. Intervals: {report['video']['interval_note']}.",
+            "",
+            markdown_table(_HEAD, _rows(lines, config)),
+            f"Pictures a second and minutes are on {_machine(config)}; GMACs (multiply-adds in billions) are for scoring a video with one "
+            "face.",
+            "",
+            "![AUC against cost](models.png)",
+            "",
+        ]
+    if failed:
+        parts += ["## Not there", "", markdown_table(["detector", "why"], sorted(failed.items()))]
+    return "\n".join(parts)
+
+
+def plot(lines: Sequence[Line]) -> bytes:
+    """AUC with its interval against multiply-adds a video, as PNG. Lines whose AUC is not defined are left out."""
+    figure, axes = plots.empty_figure(9.0, 5.6)
+    axes.axhline(0.5, color=plots.GREY, linestyle=":", linewidth=1)
+    shown = sorted((line for line in lines if line.auc is not None), key=lambda line: line.macs)
+    for line in shown:
+        auc = line.auc or 0.0
+        low, high = line.interval("auc") or (auc, auc)
+        colour = plots.FAKE if line.trained is None else plots.REAL
+        axes.errorbar(
+            line.macs / 1e9,
+            auc,
+            yerr=[[max(0.0, auc - low)], [max(0.0, high - auc)]],
+            fmt="o",
+            color=colour,
+            markersize=4,
+            linewidth=0.8,
+            capsize=2,
+        )
+        axes.annotate(line.task.name, (line.macs / 1e9, auc), xytext=(5, 3), textcoords="offset points", fontsize=7, color=colour)
+    axes.set(xscale="log", xlabel="GMACs a video", ylabel="video ROC AUC (95 % interval)", ylim=(None, 1.02))
+    axes.set_title("Blue: trained; orange: combinations", fontsize=9, loc="left")
+    axes.margins(x=0.15)
+    return plots.png(figure)
+
+
+def _rows(lines: Sequence[Line], config: ModelsConfig) -> list[list[str]]:
+    rows = [_row(line, config) for line in lines]
+    baselines = lines[0].report["video"]["baselines"] if lines else {}
+    rows += [[words, *_metrics(baselines[name], None), *["-"] * 5] for name, words in _BASELINES.items() if name in baselines]
+    return rows
+
+
+def _row(line: Line, config: ModelsConfig) -> list[str]:
+    weights, speed, minutes = "-", "-", "-"
+    if line.trained is not None:
+        history, training = line.trained["history"], line.trained["train_config"]
+        pictures = config.frames if takes_clips(training["model"]) else 1  # a sample
+        weights = training["weights"]
+        speed = f"{max(entry['images_per_s'] for entry in history) * pictures:.1f}"
+        minutes = f"{sum(entry['seconds'] for entry in history) / 60:.1f}"
+    return [
+        line.task.name,
+        *_metrics(line.report["video"]["metrics"], line),
+        weights,
+        f"{line.parameters:,}",
+        f"{line.macs / 1e9:.3g}",
+        speed,
+        minutes,
+    ]
+
+
+def _metrics(m: Mapping[str, Any], line: Line | None) -> list[str]:
+    cells = []
+    for name in ("auc", "log_loss", "accuracy", "recall_real", "recall_fake"):
+        interval = line.interval(name) if line and name in ("auc", "log_loss") else None
+        between = f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else ""
+        cells.append("-" if m[name] is None else f"{m[name]:.3f}{between}")
+    return cells
+
+
+def _machine(config: ModelsConfig) -> str:
+    return "one GPU each" if config.gpu else f"{config.cpus_per_worker} CPU core{'s' if config.cpus_per_worker > 1 else ''} each"

@@ -1,0 +1,49 @@
+"""Frames of a clip laid over its middle one, so that what changes from frame to frame is the face and not where the head is.
+
+The movement is found in the picture itself, by the enhanced correlation coefficient (Evangelidis and Psarakis 2008,
+doi:10.1109/TPAMI.2008.113; cv2.findTransformECC), as a rotation and a shift of what is within an ellipse in the middle of the crop: no
+landmarks are wanted, and their jitter does not come in.
+"""
+
+import cv2
+import numpy as np
+import torch
+from torchvision.transforms import v2
+
+_SIDE = 96  # pixels at which the movement is looked for
+_FLAGS = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+_CRITERIA = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 40, 1e-4)
+
+
+class Stabilise(v2.Transform):
+    """uint8 [T,3,H,W] -> the same, all frames in the place of the middle one. A frame of which no movement is found stays where it is."""
+
+    def forward(self, clip: torch.Tensor) -> torch.Tensor:
+        frames = clip.permute(0, 2, 3, 1).numpy()
+        middle = len(frames) // 2
+        matrices = _movements(frames, middle)
+        height, width = frames.shape[1:3]
+        scale = np.array([[1, 1, width / _SIDE], [1, 1, height / _SIDE]], np.float32)
+        moved = [
+            frame if n == middle else cv2.warpAffine(frame, m * scale, (width, height), flags=_FLAGS, borderMode=cv2.BORDER_REPLICATE)
+            for n, (frame, m) in enumerate(zip(frames, matrices, strict=True))
+        ]
+        return torch.from_numpy(np.stack(moved)).permute(0, 3, 1, 2)
+
+
+def _movements(frames: np.ndarray, middle: int) -> list[np.ndarray]:
+    """For each frame the matrix, float32 [2,3], that takes a place of the middle frame at _SIDE pixels to where it is in this one."""
+    small = [cv2.resize(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA) for frame in frames]
+    mask = np.zeros((_SIDE, _SIDE), np.uint8)
+    cv2.ellipse(mask, (_SIDE // 2, _SIDE // 2), (round(0.3 * _SIDE), round(0.36 * _SIDE)), 0, 0, 360, 255, -1)
+    found = [np.eye(2, 3, dtype=np.float32)] * len(frames)
+    for way in (range(middle + 1, len(frames)), range(middle - 1, -1, -1)):
+        matrix = np.eye(2, 3, dtype=np.float32)  # each begins where its neighbour was found
+        for n in way:
+            try:
+                _, moved = cv2.findTransformECC(small[middle], small[n], matrix.copy(), cv2.MOTION_EUCLIDEAN, _CRITERIA, mask, 5)
+                matrix = np.asarray(moved, np.float32)
+            except cv2.error:  # it does not converge, as in a plain picture
+                matrix = np.eye(2, 3, dtype=np.float32)
+            found[n] = matrix
+    return found

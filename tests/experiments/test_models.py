@@ -1,0 +1,142 @@
+"""All detectors side by side: which lines there are, what is refused, what they cost; and two of them and their mean for real."""
+
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import cv2
+import pytest
+
+from dfdc_ray.config import BonettiniConfig, CombineConfig, ModelsConfig, TrainConfig
+from dfdc_ray.demo.corpus import write_corpus
+from dfdc_ray.errors import UserError
+from dfdc_ray.experiments import models_table
+from dfdc_ray.experiments.models import COMBINATIONS, combinations, faces_of, macs_a_video, trainings
+from dfdc_ray.models import NAMES, takes_clips
+
+CONFIG = ModelsConfig(corpus=("/data/dfdc",), out="/out")
+
+
+def test_every_model_has_a_line_and_every_combination_its_members() -> None:
+    tasks = trainings(CONFIG)
+    assert {task.detectors[0].model for task in tasks} == set(NAMES)
+    combined = combinations(CONFIG, tasks)
+    assert len(combined) == 2 * len(COMBINATIONS)
+    assert len({task.key for task in [*tasks, *combined]}) == len(tasks) + len(combined)
+    few = [task for task in tasks if task.name in ("resnet34", "framediff_only", "seresnext50")]
+    assert [task.name for task in combinations(CONFIG, few)] == ["mean of frames and differences", "logistic of frames and differences"]
+
+
+def test_the_budget_is_the_same_for_all() -> None:
+    for task in trainings(CONFIG):
+        assert isinstance(task.make, TrainConfig)
+        pictures = task.make.batch_size * (CONFIG.frames if takes_clips(task.make.model) else 1)
+        assert (task.make.epochs, pictures, task.make.faces) == (5, 32, "/out/faces")
+        assert task.make.image_size == (256 if task.make.model.startswith("meso") else 224)
+    weights = {task.name: task.make.weights for task in trainings(CONFIG) if isinstance(task.make, TrainConfig)}
+    assert (weights["resnet34"], weights["r3d_18"], weights["meso4"]) == ("imagenet", "kinetics", "none")
+    assert {task.make.weights for task in trainings(replace(CONFIG, weights="none"))} == {"none"}  # type: ignore[union-attr]
+
+
+def test_a_line_is_made_anew_when_what_decides_it_changes() -> None:
+    before = trainings(CONFIG)[0].key
+    for changes in ({"epochs": 6}, {"stride": 3}, {"corpus": ("/data/other",)}, {"split": "hash:1"}, {"seed": 1}):
+        assert trainings(replace(CONFIG, **changes))[0].key != before
+    moved = replace(CONFIG, out="/elsewhere", gpu=True, cpus_per_worker=4)
+    assert trainings(moved)[0].key == before
+    assert [task.key for task in combinations(moved, trainings(moved))] == [task.key for task in combinations(CONFIG, trainings(CONFIG))]
+
+
+def test_bonettini_s_protocol() -> None:
+    config = BonettiniConfig(corpus=("/data/dfdc",), out="/out")
+    tasks = trainings(config)
+    assert [task.name for task in tasks] == list(COMBINATIONS["four EfficientNets"])
+    assert {task.make.split for task in tasks} == {"parts:0-34/35-39/40-49"}  # type: ignore[union-attr]
+    faces = faces_of(config)
+    assert (faces.sampling, faces.frames, faces.clips) == ("spread", 32, None)
+    mean, logistic = combinations(config, tasks)
+    assert isinstance(mean.make, CombineConfig)
+    assert isinstance(logistic.make, CombineConfig)
+    assert (mean.make.faces, logistic.make.faces) == (None, "/out/faces")
+
+
+def test_what_cannot_be_is_refused() -> None:
+    with pytest.raises(UserError, match=r"no such line\. Known: resnet34; "):
+        trainings(replace(CONFIG, detectors=("resnet35",)))
+    with pytest.raises(UserError, match="r3d_18 looks at clips: give --sampling clips"):
+        trainings(replace(CONFIG, detectors=("r3d_18",), sampling="spread"))
+    assert not any(takes_clips(task.detectors[0].model) for task in trainings(replace(CONFIG, sampling="spread")))
+
+
+def test_cost_of_a_video() -> None:
+    """4 clips of 8 frames: 32 pictures for a model of frames, 4 clips for one of time."""
+    config = replace(CONFIG, detectors=("resnet34", "framediff_only"))
+    frames, differences = trainings(config)
+    assert macs_a_video(frames, config) == pytest.approx(32 * 3.66e9, rel=0.01)
+    assert macs_a_video(differences, config) == pytest.approx(4 * 7 * 3.66e9, rel=0.01)  # 7 pairs in 8 frames
+    mean = combinations(config, [frames, differences])[0]
+    assert macs_a_video(mean, config) == macs_a_video(frames, config) + macs_a_video(differences, config)
+
+
+def _level(auc: float | None) -> dict[str, Any]:
+    metrics = {"auc": auc, "log_loss": 0.5, "accuracy": 0.8, "recall_real": 0.6, "recall_fake": 0.9, "n": 10, "reals": 2, "fakes": 8}
+    interval = None if auc is None else {"low": auc - 0.1, "high": auc + 0.1}
+    return {"metrics": metrics, "intervals": {"auc": interval}, "baselines": {"always_fake": metrics}, "groups": 3, "interval_note": "95 %"}
+
+
+def test_the_table_and_the_plot() -> None:
+    protocol = {"split_rule": "hash:0", "checkpoint_rule": "lowest loss", "data_hash": "0" * 64}
+    lines = []
+    for task, auc in zip(trainings(replace(CONFIG, detectors=("resnet34", "r3d_18"))), (0.75, None), strict=True):
+        trained = {
+            "history": [{"images_per_s": 2.0, "seconds": 90.0}, {"images_per_s": 3.0, "seconds": 90.0}],
+            "train_config": {"weights": "none", "model": task.name},
+        }
+        report = {"video": _level(auc), "protocol": protocol, "warnings": []}
+        lines.append(models_table.Line(task=task, report=report, trained=trained, parameters=1000, macs=2e9))
+    text = models_table.markdown(CONFIG, lines, {"meso4": "it did not fit"})
+    resnet, r3d = (next(line for line in text.splitlines() if line.startswith(f"| {name} |")) for name in ("resnet34", "r3d_18"))
+    assert "| 0.750 (0.650-0.850) |" in resnet
+    assert resnet.endswith("| none | 1,000 | 2 | 3.0 | 3.0 |")
+    assert r3d.endswith("| 24.0 | 3.0 |")  # 3 clips of 8 pictures
+    assert "| r3d_18 | - |" in text
+    assert "| always fake | 0.750 |" in text
+    assert "| meso4 | it did not fit |" in text
+    assert models_table.plot(lines).startswith(b"\x89PNG")
+    nothing = models_table.markdown(CONFIG, [], {"meso4": "it did not fit"})
+    assert "it did not fit" in nothing
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(400)
+def test_the_command_itself(tmp_path: Path) -> None:
+    """Two small ones for real on Ray, their combinations, one that cannot be had; then again, with nothing left to do."""
+    write_corpus(tmp_path / "corpus", families=6, seed=2, seconds=1.0, test_families=0)
+    options = "--weights none --clips 1 --frames 2 --real-multiplier 1 --image-size 32 --epochs 1 --batch-size 6 --split parts:0/1/2"
+    command = [sys.executable, "-m", "dfdc_ray.cli", "experiments", "models", "--corpus", str(tmp_path / "corpus")]
+    command += ["--out", str(tmp_path / "out"), *options.split(), "--detectors", "resnet34", "framediff_only", "efficientnet_b4-siamese"]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"OMP_NUM_THREADS": "1"}
+
+    def run() -> dict[str, Any]:
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=380, check=False)
+        assert done.returncode == 1, done.stdout[-4000:] + done.stderr[-4000:]
+        assert "1 of 5 lines could not be had: efficientnet_b4-siamese." in done.stderr
+        found: dict[str, Any] = json.loads((tmp_path / "out" / "models.json").read_text())
+        return found
+
+    found = run()
+    names = ["resnet34", "framediff_only", "mean of frames and differences", "logistic of frames and differences"]
+    assert [line["name"] for line in found["lines"]] == names
+    assert list(found["failed"]) == ["efficientnet_b4-siamese"]
+    assert "at least 8 samples" in found["failed"]["efficientnet_b4-siamese"]
+    text = (tmp_path / "out" / "models.md").read_text()
+    assert all(f"| {name} |" in text for name in [*names, "constant prior", "efficientnet_b4-siamese"])
+    assert cv2.imread(str(tmp_path / "out" / "models.png")) is not None
+
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "lines").rglob("*") if path.is_file()}
+    assert run() == found
+    assert {path: path.stat().st_mtime_ns for path in before} == before

@@ -1,0 +1,46 @@
+"""A head that moves is laid over itself; what changes in the face stays."""
+
+import cv2
+import numpy as np
+import torch
+from skimage.data import astronaut
+
+from dfdc_ray.train.stabilise import Stabilise
+
+
+def _clip(*, spot: bool = False) -> torch.Tensor:
+    """uint8 [5,3,160,160]: a face that drifts by 2 pixels and turns by 1 degree a frame."""
+    face, frames = astronaut(), []
+    for n in range(5):
+        matrix = cv2.getRotationMatrix2D((225.0, 110.0), 1.0 * (n - 2), 1.0)
+        matrix[:, 2] += (2.0 * (n - 2) - 145, 1.0 * (n - 2) - 30)
+        frame = cv2.warpAffine(face, matrix, (160, 160))
+        if spot and n == 3:
+            cv2.circle(frame, (80, 95), 5, (255, 255, 255), -1)
+        frames.append(frame)
+    return torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+
+
+def _changes(clip: torch.Tensor) -> torch.Tensor:
+    """Mean absolute difference from the middle frame within the face, by frame."""
+    inner = clip[:, :, 40:120, 45:115].float()
+    return (inner - inner[2]).abs().mean((1, 2, 3))
+
+
+def test_a_moving_head_stands_still() -> None:
+    clip = _clip()
+    before, after = _changes(clip), _changes(Stabilise()(clip))
+    assert (before[[0, 1, 3, 4]] > 8).all()
+    assert (after < 0.35 * before.clamp(min=1)).all()
+    assert torch.equal(Stabilise()(clip)[2], clip[2])
+
+
+def test_what_changes_in_the_face_is_still_seen() -> None:
+    without, spotted = (_changes(Stabilise()(_clip(spot=spot))) for spot in (False, True))
+    assert spotted[3] > without[3] + 0.5
+    assert torch.allclose(spotted[:2], without[:2])
+
+
+def test_what_cannot_be_followed_stays_as_it_is() -> None:
+    plain = torch.full((3, 3, 60, 50), 127, dtype=torch.uint8)
+    assert torch.equal(Stabilise()(plain), plain)
