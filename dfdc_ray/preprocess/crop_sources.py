@@ -81,7 +81,12 @@ def _parquet(uri: str) -> Iterator[Crop]:
     if image is None:
         raise UserError(f"{uri}: no column of pictures ({', '.join(_IMAGE_COLUMNS)}), only {', '.join(names)}.")
     _require(uri, names, ("video", "label"))
-    column = f"{image}.bytes" if pa.types.is_struct(file.schema_arrow.field(image).type) else image
+    kind = file.schema_arrow.field(image).type
+    column = f"{image}.bytes" if pa.types.is_struct(kind) else image
+    if pa.types.is_struct(kind):
+        kind = next((field.type for field in kind if field.name == "bytes"), kind)
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_null(kind)):
+        raise UserError(f"{uri}: the column {image!r} holds {kind}, not the bytes of pictures. For paths of pictures give a .csv file.")
     pictures = _Pictures(file, column)
     row_number = 0
     for number in range(file.num_row_groups):
@@ -142,16 +147,16 @@ def _require(uri: str, names: Any, needed: tuple[str, ...]) -> None:
 
 
 def _crop(facts: dict[str, Any], *, given: str, source: str, where: str, read: Callable[[], bytes]) -> Crop:
-    video, label = facts.get("video"), facts.get("label")
-    if video is None or not str(video).strip("/"):
+    video, label, original = _text(facts.get("video")).strip("/"), _text(facts.get("label")), _text(facts.get("original"))
+    if not video:
         raise UserError(f"{where}: no name of a video.")
-    if label is not None and str(label).upper() not in _LABELS:
+    if label and label.upper() not in _LABELS:
         raise UserError(f"{where}: the label {label!r} is not known; REAL and FAKE are, and 0 and 1 (fake).")
-    text = {name: None if facts.get(name) in (None, "") else str(facts[name]) for name in ("original", "method", "group")}
+    text = {name: _text(facts.get(name)) or None for name in ("method", "group")}
     return Crop(
-        video=str(video).strip("/"),
-        label=None if label is None else _LABELS[str(label).upper()],
-        original=text["original"],
+        video=video,
+        label=_LABELS[label.upper()] if label else None,
+        original=original.strip("/") or None,  # as the video that it names
         method=text["method"],
         part=_whole(facts, "part", where, least=-1),
         group=text["group"],
@@ -163,15 +168,22 @@ def _crop(facts: dict[str, Any], *, given: str, source: str, where: str, read: C
     )
 
 
+def _text(value: Any) -> str:
+    """Nothing for None and NaN. A whole float is a number that stood beside empty cells: pandas makes floats of such a column."""
+    if value is None or value != value:  # noqa: PLR0124
+        return ""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
 def _whole(facts: dict[str, Any], name: str, where: str, *, least: int) -> int | None:
     """A whole number; None where there is none, also for a part of -1 (unknown)."""
-    value = facts.get(name)
-    if value is None or value == "":
+    text = _text(facts.get(name))
+    if not text:
         return None
     try:
-        number = int(value)
+        number = int(text)
     except ValueError:
         number = least - 1
-    if number < least:
-        raise UserError(f"{where}: {name} {value!r} is not a whole number of {least} or more.")
+    if not least <= number < 1 << 31:
+        raise UserError(f"{where}: {name} {text!r} is not a whole number from {least} to {(1 << 31) - 1}.")
     return None if number < 0 else number

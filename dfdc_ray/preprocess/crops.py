@@ -9,17 +9,18 @@ byte; each is decoded once to see that it can be. Rows come in order of group, v
 
 import io
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.markup import escape
 
 from dfdc_ray import storage
 from dfdc_ray.config import ImportConfig
-from dfdc_ray.console import Work
+from dfdc_ray.console import Work, console
 from dfdc_ray.corpus.counts import Counts, print_counts
 from dfdc_ray.corpus.index import FoundVideo, tabulate
 from dfdc_ray.corpus.metadata import Listing
@@ -61,10 +62,13 @@ def import_crops(config: ImportConfig) -> None:
     """The `import` command. UserError for sources that are none, facts that contradict each other, and an output of something else."""
     if config.margin is not None and config.margin < 0:
         raise UserError(f"--margin {config.margin}: must not be negative.")
+    if len({storage.absolute(uri) for uri in config.crops}) < len(config.crops):
+        raise UserError(f"--crops: a source is given twice: {', '.join(config.crops)}.")
     start = time.monotonic()
     by_name = _by_name([crop for uri in config.crops for crop in read_source(uri)])
     index, counts = tabulate(config.corpus, map(_found, by_name.values()))
     print_counts(Counts((counts,)))
+    _say_strangers(by_name)
     out = storage.absolute(config.out)
     settings = {
         "imported": True,
@@ -84,6 +88,20 @@ def import_crops(config: ImportConfig) -> None:
     ledger.sort(key=lambda row: row["video_id"])
     table = publish.write(out, ledger, files, config=settings, versions=rc.versions())
     print_summary(table, seconds=time.monotonic() - start)
+
+
+def _say_strangers(by_name: Mapping[str, list[Crop]]) -> None:
+    """Originals that are named, and none of them is there: more likely written in another way than absent, and then pairs come apart."""
+    named = {crops[0].original: name for name, crops in by_name.items() if crops[0].original is not None}
+    reals = [name for name, crops in by_name.items() if crops[0].label == "REAL"]
+    if named and reals and not named.keys() & by_name.keys():
+        original, fake = next(iter(named.items()))
+        console.print(
+            f"[yellow]None of the {len(named)} originals that fakes name is among the videos: is {escape(repr(original))}, of "
+            f"{escape(repr(fake))}, one that is called {escape(repr(reals[0]))} or so here? A fake and its original that have "
+            "different names can fall into training and test.[/]",
+            soft_wrap=True,
+        )
 
 
 def _refuse_others(out: str, index: pa.Table) -> None:

@@ -166,15 +166,38 @@ def test_a_csv_and_what_is_damaged_or_absent(tmp_path, capsys):
         ([row("a", "FAKE"), row("b", "FAKE", original="a")], "which .*row 0 calls FAKE"),
         ([row("a", group="x"), row("b", "FAKE", original="a", group="y")], "but they are one family"),
         ([row("a", frame=1), row("a", frame=1)], "row 0 and .*row 1 are both frame 1"),
-        ([row("a", frame=-2)], "frame -2 is not a whole number of 0 or more"),
+        ([row("a", frame=-2)], "frame '-2' is not a whole number from 0 to 2147483647"),
         ([row("")], "row 0: no name of a video"),
         ([{"video": "a", "jpeg": b""}], "the column 'label' is not there"),
         ([{"video": "a", "label": "REAL"}], "no column of pictures"),
+        ([{"video": "a", "label": "REAL", "image": "a.jpg"}], "the column 'image' holds string, not the bytes of pictures"),
+        ([row("a", part=float("inf"))], "part 'inf' is not a whole number"),
+        ([row("a", part=2.7)], "part '2.7' is not a whole number"),
+        ([row("a", frame=1 << 31)], "frame '2147483648' is not a whole number"),
     ],
 )
 def test_what_is_refused(rows, says, tmp_path):
     with pytest.raises(UserError, match=says):
         imported(tmp_path / "out", parquet(tmp_path, rows))
+
+
+def test_a_fake_finds_its_original_however_the_columns_write_names(tmp_path, capsys):
+    """As paths with a leading slash; as numbers, which pandas makes floats of where reals have no original."""
+    paths = [row("/data/real/0.mp4"), row("/data/fake/0.mp4", "FAKE", original="/data/real/0.mp4")]
+    numbers = [row(182, 0, original=None, part=3.0), row(183, 1, original=182.0, part=3.0)]
+    for number, rows in enumerate((paths, numbers)):
+        found = imported(tmp_path / str(number), parquet(tmp_path, rows), corpus="mine")
+        assert len({r["family_id"] for r in found}) == 1
+        assert [r["original"] for r in found] in ([None, "mine/182"], ["mine/data/real/0.mp4", None])
+    assert "None of the" not in capsys.readouterr().out
+    imported(tmp_path / "strangers", parquet(tmp_path, [row("0.mp4"), row("f.mp4", "FAKE", original="real/0.mp4")]))
+    assert "None of the 1 originals that fakes name is among the videos: is 'real/0.mp4'" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_source_given_twice_is_refused(tmp_path):
+    source = parquet(tmp_path, FAMILIES)
+    with pytest.raises(UserError, match="given twice"):
+        imported(tmp_path / "out", source, source)
 
 
 def test_one_video_in_two_sources_is_refused(tmp_path):
