@@ -106,7 +106,7 @@ def _validation(checkpoints: Sequence[Members], together: Members, uri: str) -> 
     """Logits of the validation videos that have a face, float64 [M,V], and their labels, int64 [V]."""
     manifest = read_manifest(uri)
     videos = split_videos(uri, together.config["split"], "validation")
-    refuse_trained_on(videos.groups, together.config, what=f"the validation split of {uri}", uri="one of the checkpoints")
+    refuse_trained_on(videos.groups, together.config, split="validation", faces=uri, uri="one of the checkpoints")
     faces = faces_of(manifest, videos, clips=together.clips, sound=together.sound, cache=None)
     found = [faces.aggregate(score_rows(Scorer(each), faces.rows, batch_size=_BATCH), "mean_logit") for each in checkpoints]
     scored = [row for row in videos.labelled if row["video_id"] in found[0]]

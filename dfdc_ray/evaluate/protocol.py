@@ -1,7 +1,7 @@
 """What must be known before and beside the numbers of an evaluation: on what they were taken, how, and what they do not say."""
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -20,17 +20,21 @@ from dfdc_ray.shards.manifest import Manifest
 GENERATED = "drawn_"  # how the methods of the generated corpus begin
 
 
-def warnings_of(
-    config: EvaluateConfig, trained: Mapping[str, Any], manifest: Manifest, videos: SplitVideos, *, clips: bool
-) -> tuple[str, ...]:
-    """What must be known before any number; `trained` is the configuration of the training faces, clips: what is scored are clips."""
-    found = []
+def warnings_of(config: EvaluateConfig, scorer: Scorer, manifest: Manifest, videos: SplitVideos) -> tuple[str, ...]:
+    """What must be known before any number."""
+    trained, clips, found = scorer.faces_config, scorer.clips, []
     if config.split == "train":
         found.append("TRAINING DATA: the model was fitted to these very videos. This says nothing about videos that it has not seen.")
     if config.split == "validation":
         found.append("VALIDATION DATA: the checkpoint was chosen by it, so it looks better here than on new videos. Report the test split.")
     if any((videos.methods.get(row["video_id"]) or "").startswith(GENERATED) for row in videos.labelled):
         found.append("GENERATED CORPUS: these faces are drawn. This says nothing about real fakes.")
+    strangers = {group.partition("/")[0] for group in videos.groups} - {g.partition("/")[0] for g in scorer.config["train_groups"]}
+    if strangers:
+        found.append(
+            f"ANOTHER CORPUS than those of training ({', '.join(sorted(strangers))}): its groups have other names, so that nothing but you "
+            "says that the same people are not in both. --training-faces looks for the same pictures."
+        )
     differing = [
         f"{name} {trained.get(name)} in training, {manifest.config.get(name)} here"
         for name in sorted(trained.keys() | manifest.config.keys())
@@ -66,7 +70,9 @@ def protocol(
         "frames_sampled": sum(v.frames_sampled for v in videos),
         "frames_scored": frames_scored,
         "aggregation": describe(scorer.rule),
-        "calibration": scorer.calibration.describe() if scorer.calibration else "none: `dfdc-ray calibrate` fits one on validation",
+        "calibration": f"{scorer.calibration.describe()}; by video alone: scores of frames are as the model gives them"
+        if scorer.calibration
+        else "none: `dfdc-ray calibrate` fits one on validation",
         "threshold": THRESHOLD,
         "log_loss_clipping": LOG_LOSS_EPS,
         "without_a_face": "counts at the training prior, by video; not in the numbers by frame",

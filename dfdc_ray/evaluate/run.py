@@ -68,10 +68,8 @@ def write_report(config: EvaluateConfig) -> Report:
     manifest = read_manifest(config.faces)
     videos = split_videos(config.faces, scorer.config["split"], config.split)
     if config.split != "train":
-        refuse_trained_on(
-            videos.groups, scorer.config, what=f"the {config.split} split of {config.faces}", uri=", ".join(config.checkpoint)
-        )
-    warnings = warnings_of(config, scorer.faces_config, manifest, videos, clips=scorer.clips)
+        refuse_trained_on(videos.groups, scorer.config, split=config.split, faces=config.faces, uri=", ".join(config.checkpoint))
+    warnings = warnings_of(config, scorer, manifest, videos)
     if config.training_faces and config.split == "train":
         raise UserError("--training-faces: the split train is what was trained on. Look for near-duplicates of another --split in it.")
     training = None
@@ -97,7 +95,7 @@ def calibrate(config: CalibrateConfig) -> None:
     scorer = load_scorer(config.checkpoint, calibrated=False)  # it may be of other weights
     manifest = read_manifest(config.faces)
     videos = split_videos(config.faces, scorer.config["split"], "validation")
-    refuse_trained_on(videos.groups, scorer.config, what=f"the validation split of {config.faces}", uri=config.checkpoint)
+    refuse_trained_on(videos.groups, scorer.config, split="validation", faces=config.faces, uri=config.checkpoint)
     faces = faces_of(manifest, videos, clips=scorer.clips, sound=scorer.sound, cache=config.cache)
     of_faces = score_rows(scorer, faces.rows, batch_size=_BATCH)
     found = {rule: faces.aggregate(of_faces, rule) for rule in RULES}

@@ -187,7 +187,10 @@ def _robustness(report: Report) -> list[str]:
 
     rows = [line("none", report.video.metrics, report.frame.metrics), *(line(r.change, r.video, r.frame) for r in report.robustness)]
     head = ["every face changed by", "video ROC AUC", "video log loss", "frame ROC AUC", "frame log loss"]
-    return [markdown_table(head, rows), f"Over the same {len(report.videos)} videos; in brackets the difference.", ""]
+    note = (
+        f"Over the same {len(report.videos)} videos; in brackets the difference. Calibration, where there is one, is of the videos' scores."
+    )
+    return [markdown_table(head, rows), note, ""]
 
 
 def _near_duplicates(report: Report) -> list[str]:

@@ -70,15 +70,17 @@ def split_videos(faces: str, rule: str, split: Split) -> SplitVideos:
     return SplitVideos(labelled, len(rows) - len(known), methods, families)
 
 
-def refuse_trained_on(groups: set[str], checkpoint: Mapping[str, Any], *, what: str, uri: str) -> None:
-    """UserError if one of these groups is in the checkpoint's own record of what it was trained on. what: the groups, for the message."""
-    seen = sorted(groups & set(checkpoint["train_groups"]))
-    if seen:
-        raise UserError(
-            f"{len(seen)} of the {len(groups)} groups in {what} were trained on by {uri} "
-            f"({', '.join(seen[:5])}{', ...' if len(seen) > 5 else ''}): the result would be worthless. "
-            "Evaluate on the faces that it was trained from, or on other people; --split train judges the training data and says so."
-        )
+def refuse_trained_on(groups: set[str], checkpoint: Mapping[str, Any], *, split: Split, faces: str, uri: str) -> None:
+    """UserError if one of these groups of a split is in the checkpoint's own record of what it was trained on, or, in test, chosen by."""
+    ways = [("trained on", checkpoint["train_groups"])] + [("chosen by", checkpoint.get("validation_groups", ()))] * (split == "test")
+    for how, known in ways:
+        if seen := sorted(groups & set(known)):
+            named = f"{', '.join(seen[:5])}{', ...' if len(seen) > 5 else ''}"
+            raise UserError(
+                f"{len(seen)} of the {len(groups)} groups in the {split} split of {faces} are what {uri} was {how} ({named}): the result "
+                "would be worthless. Evaluate on the faces that it was trained from, or on other people; --split train and --split "
+                "validation judge what it has seen, and say so."
+            )
 
 
 def _index(faces: str) -> list[dict[str, Any]]:

@@ -196,9 +196,23 @@ def test_packed_faces_give_the_same_report(faces: Path, best: Path, report_of_te
 
 def test_groups_that_were_trained_on_are_refused(faces: Path, best: Path, tmp_path: Path) -> None:
     changed = _changed(best, tmp_path / "changed", train_groups=["c/part:0", "c/part:8"])
-    with pytest.raises(UserError, match=r"1 of the 3 groups .*\(c/part:8\)"):
+    with pytest.raises(UserError, match=r"1 of the 3 groups in the test split .* trained on \(c/part:8\)"):
         _evaluate(faces, changed, tmp_path / "report")
     assert not (tmp_path / "report").exists()
+
+
+def test_groups_that_the_checkpoint_was_chosen_by_are_refused_as_test(faces: Path, best: Path, tmp_path: Path) -> None:
+    changed = _changed(best, tmp_path / "changed", validation_groups=["c/part:6", "c/part:7"])
+    with pytest.raises(UserError, match=r"1 of the 3 groups in the test split .* chosen by \(c/part:7\)"):
+        _evaluate(faces, changed, tmp_path / "report")
+    assert _evaluate(faces, changed, tmp_path / "report", split="validation")["video"]["groups"] == 1
+
+
+def test_groups_of_another_corpus_cannot_be_compared_by_name(faces: Path, best: Path, report_of_test: Path, tmp_path: Path) -> None:
+    assert not any("ANOTHER" in warning for warning in json.loads((report_of_test / "report.json").read_text())["warnings"])
+    changed = _changed(best, tmp_path / "changed", train_groups=["dfdc/part:7", "dfdc/part:8"])
+    (warning,) = (w for w in _evaluate(faces, changed, tmp_path / "report")["warnings"] if "ANOTHER" in w)
+    assert warning.startswith("ANOTHER CORPUS than those of training (c): ")
 
 
 def test_training_data_is_judged_on_request_and_says_so(faces: Path, best: Path, tmp_path: Path) -> None:
