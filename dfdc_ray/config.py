@@ -321,7 +321,7 @@ class ModelsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BonettiniConfig(ModelsConfig):
-    """The same by the protocol of Bonettini et al. 2020: their four EfficientNets and the ensemble, DFDC's parts, 32 frames, 224 pixels."""
+    """The same with Bonettini et al. 2020's networks, split of DFDC's parts, frames and learning rate; docs/models.md says what differs."""
 
     split: str = "parts:0-34/35-39/40-49"
     detectors: tuple[str, ...] = (
@@ -332,6 +332,8 @@ class BonettiniConfig(ModelsConfig):
     )
     sampling: Literal["clips", "spread"] = "spread"
     frames: int = 32
+    real_multiplier: int = 1
+    learning_rate: float = 1e-5
 
 
 @dataclass(frozen=True, kw_only=True)

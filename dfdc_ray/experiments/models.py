@@ -11,6 +11,7 @@ from dfdc_ray.config import CombineConfig, EvaluateConfig, ModelsConfig, Objecti
 from dfdc_ray.errors import UserError
 from dfdc_ray.experiments.cells import folder_name
 from dfdc_ray.models import NAMES, create_model, only_side, pretrained, takes_clips, takes_sound
+from dfdc_ray.train.plan import MAY_CHANGE
 from dfdc_ray.video.sound import WINDOW
 
 FEWEST = 2  # clips a step: of one, batch normalisation would have nothing to compare
@@ -81,21 +82,28 @@ def faces_of(config: ModelsConfig) -> PreprocessConfig:
         stride=config.stride if in_clips else None,
         real_multiplier=config.real_multiplier,
         sound=in_clips,
+        max_error_share=1.0,  # the table counts what failed
     )
 
 
-def trainings(config: ModelsConfig) -> list[Task]:
-    """UserError for a detector that is not known, or that wants clips where there are none."""
+def chosen(config: ModelsConfig) -> list[Detector]:
+    """The lines asked for. UserError for one that is not known, or that wants clips where there are none."""
     known = {detector.name: detector for detector in DETECTORS}
     in_clips = config.sampling == "clips"
-    names = config.detectors or tuple(name for name, detector in known.items() if in_clips or not takes_clips(detector.model))
-    tasks = []
-    for name in names:
+    for name in config.detectors:
         if name not in known:
             raise UserError(f"--detectors {name}: there is no such line. Known: {'; '.join(known)}.")
-        detector = known[name]
-        if takes_clips(detector.model) and not in_clips:
+        if takes_clips(known[name].model) and not in_clips:
             raise UserError(f"--detectors {name} looks at clips: give --sampling clips.")
+    if config.detectors:
+        return [known[name] for name in config.detectors]
+    return [detector for detector in DETECTORS if in_clips or not takes_clips(detector.model)]
+
+
+def trainings(config: ModelsConfig, detectors: Sequence[Detector], *, data_hash: str) -> list[Task]:
+    """A training and its evaluation for each, on faces of this data hash."""
+    tasks = []
+    for detector in detectors:
         batch = max(FEWEST, config.batch_size // config.frames) if takes_clips(detector.model) else config.batch_size
         training = TrainConfig(
             faces=faces_of(config).out,
@@ -114,13 +122,14 @@ def trainings(config: ModelsConfig) -> list[Task]:
             seed=config.seed,
             gpu=config.gpu,
             cpus_per_worker=config.cpus_per_worker,
+            loader_workers=config.cpus_per_worker if config.gpu else 0,
         )
-        decides = {key: value for key, value in asdict(training).items() if key not in ("faces", "gpu", "cpus_per_worker")}
-        key = folder_name(name, [decides, _data(config)])
+        decides = {key: value for key, value in asdict(training).items() if key not in MAY_CHANGE}
+        key = folder_name(detector.name, [decides, data_hash])
         out = storage.join(config.out, "lines", key)
         training = TrainConfig(**asdict(training) | {"out": storage.join(out, "train")})
         judge = EvaluateConfig(faces=training.faces, checkpoint=(storage.join(training.out, "best"),), out=storage.join(out, "report"))
-        tasks.append(Task(name=name, key=key, detectors=(detector,), make=training, judge=judge))
+        tasks.append(Task(name=detector.name, key=key, detectors=(detector,), make=training, judge=judge))
     return tasks
 
 
@@ -167,8 +176,3 @@ def macs_a_video(task: Task, config: ModelsConfig) -> float:
         once = macs(detector.model, side=only_side(detector.model) or config.image_size, frames=config.frames)
         total += once * clips * (1 if takes_clips(detector.model) else config.frames)
     return total
-
-
-def _data(config: ModelsConfig) -> list[object]:
-    """What decides the faces, as plain JSON values."""
-    return [list(config.corpus), config.sampling, config.clips, config.frames, config.stride, config.real_multiplier]

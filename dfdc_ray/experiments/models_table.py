@@ -78,8 +78,8 @@ def markdown(config: ModelsConfig, lines: Sequence[Line], failed: Mapping[str, s
             f"{protocol['checkpoint_rule']}, a logistic combination is fitted on validation. Videos without a score count at the training "
             f"prior. Faces: {faces}, real videos {config.real_multiplier} times that in training, {config.image_size} pixels (MesoNet "
             f"256). The budget of each: {config.epochs} epochs over the same pictures, batch {config.batch_size} (a clip counts as its "
-            f"frames), learning rate {config.learning_rate:g}, seed {config.seed}; nothing was tuned for any of them, and scores are not "
-            f"calibrated. Data hash {protocol['data_hash'][:12]}. Intervals: {report['video']['interval_note']}.",
+            f"frames, and two are the least), learning rate {config.learning_rate:g}, seed {config.seed}; nothing was tuned for any of "
+            f"them, and scores are not calibrated. Data hash {protocol['data_hash'][:12]}. Intervals: {report['video']['interval_note']}.",
             "",
             markdown_table(_HEAD, _rows(lines, config)),
             f"Pictures a second and minutes are on {_machine(config)}; GMACs (multiply-adds in billions) are for scoring a video with one "

@@ -32,10 +32,12 @@ from dfdc_ray.evaluate.combine import combine
 from dfdc_ray.evaluate.run import evaluate, write_report
 from dfdc_ray.experiments import models_table
 from dfdc_ray.experiments.cells import IMPROVED_NAME, Cell, cells, curve
-from dfdc_ray.experiments.models import Task, combinations, faces_of, macs_a_video, parameters, trainings
+from dfdc_ray.experiments.models import Task, chosen, combinations, faces_of, macs_a_video, parameters, trainings
 from dfdc_ray.experiments.regroup import regroup
 from dfdc_ray.experiments.table import Line, console_table, markdown
+from dfdc_ray.models import takes_sound
 from dfdc_ray.preprocess.run import preprocess
+from dfdc_ray.shards.manifest import read_ledger, read_manifest
 from dfdc_ray.train import memory
 from dfdc_ray.train.loop import train_loop
 from dfdc_ray.train.plan import prepare
@@ -43,22 +45,28 @@ from dfdc_ray.train.run import MAX_FAILURES, train
 
 
 def report(config: ExperimentsConfig) -> None:
-    """The `experiments report` command."""
+    """The `experiments report` command. A line that cannot be had is said and loses no other; UserError if it is the improved one."""
     lines: list[Line] = []
-    todo = cells(config)
-    made: set[str] = set()
-    for number, cell in enumerate(todo, 1):
-        console.rule(f"{number} of {len(todo)} and the learning curve: {cell.name}")
-        lines.append(_line(config, cell, made))
-    groups = len(next(line for line in lines if line.cell.name == IMPROVED_NAME).train_groups)
     left_out: dict[str, str] = {}
-    for cell in curve(config, groups):
-        console.rule(f"learning curve: {cell.name}")
+    made: set[str] = set()
+
+    def add(cell: Cell) -> None:
         try:
             lines.append(_line(config, cell, made))
-        except UserError as error:  # such as that those few groups have no fake
+        except UserError as error:  # such as that so few groups have no fake
+            if cell.name == IMPROVED_NAME:  # the others are compared with it
+                raise
             left_out[cell.name] = str(error)
             console.print(f"[yellow]Left out: {escape(left_out[cell.name])}[/]", soft_wrap=True)
+
+    todo = cells(config)
+    for number, cell in enumerate(todo, 1):
+        console.rule(f"{number} of {len(todo)} and the learning curve: {cell.name}")
+        add(cell)
+    groups = len(next(line for line in lines if line.cell.name == IMPROVED_NAME).train_groups)
+    for cell in curve(config, groups):
+        console.rule(f"learning curve: {cell.name}")
+        add(cell)
     text = markdown(config, lines, left_out)
     found = {"config": asdict(config), "lines": [{"cell": asdict(line.cell), "report": line.uri} for line in lines], "left_out": left_out}
     storage.write_bytes(storage.join(config.out, "experiments.json"), (json.dumps(found, indent=1) + "\n").encode())
@@ -71,10 +79,10 @@ def report(config: ExperimentsConfig) -> None:
 
 def _line(config: ExperimentsConfig, cell: Cell, made: set[str]) -> Line:
     """Do one cell, as far as it is not done. made: the faces that this run has seen to."""
-    folder = storage.join(config.out, "cells", cell.key(config))
+    faces, split = _faces(config, cell, made)
+    folder = storage.join(config.out, "cells", cell.key(config, read_manifest(faces).data_hash))
     uri = storage.join(folder, "report", "report.json")  # the last file of an evaluation
     if not storage.exists(uri):
-        faces, split = _faces(config, cell, made)
         out = storage.join(folder, "train")
         train(
             TrainConfig(
@@ -105,7 +113,7 @@ def _faces(config: ExperimentsConfig, cell: Cell, made: set[str]) -> tuple[str, 
     digest = hashlib.sha256(json.dumps([config.corpus, cell.faces], sort_keys=True).encode()).hexdigest()[:8]
     faces = storage.join(config.out, "faces", f"{cell.faces.get('crop', 'face')}-{cell.faces.get('sampling', 'spread')}-{digest}")
     if faces not in made:
-        preprocess(PreprocessConfig(corpus=config.corpus, out=faces, **cell.faces))
+        preprocess(PreprocessConfig(corpus=config.corpus, out=faces, max_error_share=1.0, **cell.faces))  # the tables count what failed
         made.add(faces)
     if cell.split_by is None:
         return faces, config.split
@@ -114,10 +122,15 @@ def _faces(config: ExperimentsConfig, cell: Cell, made: set[str]) -> tuple[str, 
 
 
 def models(config: ModelsConfig) -> None:
-    """The `experiments models` command. UserError at the end when a line could not be had; the table of the others is written before."""
+    """The `experiments models` command. UserError at the end when a line failed; the table of the others is written before."""
     config = replace(config, out=storage.absolute(config.out))
-    tasks = trainings(config)
-    preprocess(faces_of(config))
+    detectors = chosen(config)
+    faces = faces_of(config)
+    preprocess(faces)
+    silent = not any(row["sound"] == "ok" for row in read_ledger(faces.out).to_pylist())
+    mute = "no video of the corpus has sound"
+    left_out = {detector.name: mute for detector in detectors if takes_sound(detector.model) and silent}
+    tasks = trainings(config, [d for d in detectors if d.name not in left_out], data_hash=read_manifest(faces.out).data_hash)
     failed = _all(tasks, config)
     combined = combinations(config, [task for task in tasks if task.name not in failed])
     failed |= _all(combined, config)
@@ -125,11 +138,11 @@ def models(config: ModelsConfig) -> None:
     found = [
         {"name": line.task.name, "report": line.task.report, "macs_a_video": line.macs, "parameters": line.parameters} for line in lines
     ]
-    whole = {"config": asdict(config), "lines": found, "failed": failed}
+    whole = {"config": asdict(config), "lines": found, "failed": failed, "left_out": left_out}
     for name, data in (
         ("models.png", models_table.plot(lines)),
         ("models.json", (json.dumps(whole, indent=1) + "\n").encode()),
-        ("models.md", models_table.markdown(config, lines, failed).encode()),
+        ("models.md", models_table.markdown(config, lines, left_out | failed).encode()),
     ):
         storage.write_bytes(storage.join(config.out, name), data)
     console.rule("done")
@@ -176,7 +189,8 @@ def _all(tasks: Sequence[Task], config: ModelsConfig) -> dict[str, str]:
             try:
                 ray.get(ended)
             except ray.exceptions.RayError as error:
-                failed[task.name] = str(getattr(error, "cause", None) or error).strip()
+                cause = getattr(error, "cause", None) or error
+                failed[task.name] = str(cause).strip() if isinstance(cause, UserError) else f"{type(cause).__name__}: {str(cause).strip()}"
                 console.print(f"[yellow]{escape(task.name)}: {escape(failed[task.name])}[/]", soft_wrap=True)
             work.advance(detail=task.name)
     return failed

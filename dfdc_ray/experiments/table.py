@@ -10,6 +10,7 @@ from rich.table import Table
 
 from dfdc_ray.config import ExperimentsConfig
 from dfdc_ray.console import markdown_table
+from dfdc_ray.evaluate.metrics import FEW_GROUPS
 from dfdc_ray.experiments.cells import CENTRE_NAME, IMPROVED_NAME, MAJORITY, SECONDS_NAME, Cell
 
 _HEAD = (
@@ -24,6 +25,8 @@ _HEAD = (
     "video AUC",
     "frames",
     "groups",
+    "split",
+    "data hash",
 )
 
 
@@ -41,6 +44,11 @@ class Line:
         """Metrics by frame."""
         found: Mapping[str, Any] = self.report["frame"]["metrics"]
         return found
+
+    @property
+    def groups(self) -> int:
+        """That were judged."""
+        return int(self.report["frame"]["groups"])
 
     def interval(self, name: str) -> tuple[float, float] | None:
         found = self.report["frame"]["intervals"].get(name)
@@ -60,7 +68,9 @@ def _cells(line: Line) -> list[str]:
         _number(m["auc"]) + _brackets(line.interval("auc")),
         _number(line.report["video"]["metrics"]["auc"]),
         f"{m['n']} ({m['reals']} real)",
-        str(line.report["frame"]["groups"]),
+        str(line.groups),
+        line.report["protocol"]["split_rule"],
+        line.report["protocol"]["data_hash"][:12],
     ]
 
 
@@ -85,7 +95,7 @@ def console_table(lines: Sequence[Line], console: Console) -> None:
 
 def markdown(config: ExperimentsConfig, lines: Sequence[Line], left_out: Mapping[str, str] = MappingProxyType({})) -> str:
     """The whole: protocol, table, what it says. left_out: lines that cannot be had, and why."""
-    improved = _named(lines, IMPROVED_NAME)
+    improved = next(line for line in lines if line.cell.name == IMPROVED_NAME)
     protocol = improved.report["protocol"]
     warnings = [*improved.report["warnings"], *_not_comparable(config)]
     return "\n".join(
@@ -93,11 +103,11 @@ def markdown(config: ExperimentsConfig, lines: Sequence[Line], left_out: Mapping
             "# The founding report's experiments, again",
             "",
             *(f"> **{warning}**\n" for warning in warnings),
-            f"Every line is judged on core frames of the test split ({protocol['split_rule']}), by which nothing was chosen: the "
-            f"checkpoint is that with the {protocol['checkpoint_rule']}. Epochs: {config.epochs[0]} for whole frames, {config.epochs[1]} "
+            "Every line is judged on core frames of the test split by its own rule, by which nothing was chosen: the checkpoint is that "
+            f"with the {protocol['checkpoint_rule']}. Epochs: {config.epochs[0]} for whole frames, {config.epochs[1]} "
             f"for faces; learning rate {config.learning_rate:g} and batch {config.batch_size} unless the line says otherwise. Lines differ "
-            "in their frames, so their denominators do too. Intervals are bootstraps over groups. `report`: the founding report's frame "
-            "accuracy, on the Kaggle sample, its split unstated.",
+            "in their frames, so their denominators do too. Intervals are bootstraps over groups"
+            f"{_caution(lines)}. `report`: the founding report's frame accuracy, on the Kaggle sample, its split unstated.",
             "",
             markdown_table(_HEAD, map(_cells, lines)),
             *(f"Left out: {name}: {why}\n" for name, why in left_out.items()),
@@ -109,33 +119,45 @@ def markdown(config: ExperimentsConfig, lines: Sequence[Line], left_out: Mapping
     )
 
 
+def _caution(lines: Sequence[Line]) -> str:
+    fewest = min(line.groups for line in lines)
+    return (
+        f"; of fewer than {FEW_GROUPS} groups ({fewest} in the least) they are too narrow, a rough guide only"
+        if fewest < FEW_GROUPS
+        else ""
+    )
+
+
 def _not_comparable(config: ExperimentsConfig) -> list[str]:
     if config.weights == "imagenet":
         return []
-    return ["NOT COMPARABLE with the founding report: it began from ImageNet's weights, these models did not."]
-
-
-def _named(lines: Sequence[Line], name: str) -> Line:
-    return next(line for line in lines if line.cell.name == name)
+    if config.weights == "none":
+        return ["NOT COMPARABLE with the founding report: it began from ImageNet's weights, these models did not."]
+    return [f"Comparable with the founding report, which began from ImageNet's weights, if {config.weights} are those."]
 
 
 def _sentences(lines: Sequence[Line]) -> list[str]:
-    improved = _named(lines, IMPROVED_NAME)
+    """What the lines say that are there."""
+    there = {line.cell.name: line for line in lines}
+    improved = there[IMPROVED_NAME]
     always = improved.report["frame"]["baselines"]["always_fake"]["accuracy"]
-    said = [
-        f"Always saying fake is right in {always:.1%} of these frames (the report's: {MAJORITY:.2%}).",
-        _compared("Faces with four times the frames of reals", improved, "whole frames", _named(lines, "whole frames (MVP)"), "accuracy"),
-        _compared("L2", _named(lines, "faces, L2 for BCE"), "binary cross-entropy", improved, "auc"),
-    ]
-    centre, seconds = _named(lines, CENTRE_NAME), _named(lines, SECONDS_NAME)
-    said.append(
-        f"The recall of reals is {_number(centre.frame['recall_real'])} with 5 frames from the middle and "
-        f"{_number(seconds.frame['recall_real'])} with 10 a second, that of fakes {_number(centre.frame['recall_fake'])} and "
-        f"{_number(seconds.frame['recall_fake'])}."
-    )
+    said = [f"Always saying fake is right in {always:.1%} of these frames (the report's: {MAJORITY:.2%})."]
+    for one, name, other, beside, metric in (
+        ("Faces with four times the frames of reals", IMPROVED_NAME, "whole frames", "whole frames (MVP)", "accuracy"),
+        ("L2", "faces, L2 for BCE", "binary cross-entropy", IMPROVED_NAME, "auc"),
+    ):
+        if name in there and beside in there:
+            said.append(_compared(one, there[name], other, there[beside], metric))
+    if CENTRE_NAME in there and SECONDS_NAME in there:
+        centre, seconds = there[CENTRE_NAME].frame, there[SECONDS_NAME].frame
+        said.append(
+            f"The recall of reals is {_number(centre['recall_real'])} with 5 frames from the middle and "
+            f"{_number(seconds['recall_real'])} with 10 a second, that of fakes {_number(centre['recall_fake'])} and "
+            f"{_number(seconds['recall_fake'])}."
+        )
     for by in ("family", "frame"):
-        leak = _named(lines, f"split by {by}")
-        said.append(_compared(f"A split by {by}, which leaks,", leak, "the split by group", improved, "auc"))
+        if leak := there.get(f"split by {by}"):
+            said.append(_compared(f"A split by {by}, which leaks,", leak, "the split by group", improved, "auc"))
     curve = [line for line in lines if line.cell.groups is not None]
     if curve:
         points = ", ".join(f"{_number(line.frame['auc'])} with {line.cell.groups}" for line in curve)
@@ -144,7 +166,7 @@ def _sentences(lines: Sequence[Line]) -> list[str]:
 
 
 def _compared(one: str, a: Line, other: str, b: Line, metric: str) -> str:
-    """Two lines by one metric; a difference is called one only where the intervals do not meet."""
+    """Two lines by one metric; a difference is called one only where the intervals do not meet and are of groups enough."""
     name = {"accuracy": "frame accuracy", "auc": "frame AUC"}[metric]
     x, y = a.frame[metric], b.frame[metric]
     if x is None or y is None:
@@ -152,6 +174,8 @@ def _compared(one: str, a: Line, other: str, b: Line, metric: str) -> str:
     first, second = a.interval(metric), b.interval(metric)
     verdict = "without intervals to judge by"
     if first and second:
-        apart = first[0] > second[1] or second[0] > first[1]
-        verdict = "and the intervals do not meet" if apart else "within each other's intervals: no difference can be claimed"
+        apart, fewest = first[0] > second[1] or second[0] > first[1], min(a.groups, b.groups)
+        verdict = "and the intervals do not meet" if apart else "and the intervals overlap: no difference can be claimed"
+        if apart and fewest < FEW_GROUPS:
+            verdict += f", but with {fewest} groups they are too narrow to claim a difference by"
     return f"{one} and {other}: {name} {x:.4f} and {y:.4f}, {verdict}."

@@ -29,6 +29,7 @@ from dfdc_ray.train.blend import SelfBlend, self_blend_of
 MAY_CHANGE = {"faces", "out", "workers", "gpu", "cpus_per_worker", "loader_workers", "ingest_actors", "checkpoint_minutes", "cache"}
 
 
+ONE_PLACE = 32  # pixels a side, of which networks that halve it five times leave one
 _FITTED = 256  # clips that a model's `fit` sees
 _TRIPLET = 8  # samples, so that nearly every batch has two of one class and one of the other
 _WAYS: dict[Balance, str] = {
@@ -181,6 +182,11 @@ def _check_options(config: TrainConfig) -> None:
     _check_samples(config)
     if config.batch_size % config.workers:
         raise UserError(f"--batch-size {config.batch_size} (over all workers) does not divide by --workers {config.workers}.")
+    if config.batch_size == config.workers and config.image_size <= ONE_PLACE and not takes_clips(config.model):
+        raise UserError(
+            f"--batch-size of 1 a worker and --image-size {config.image_size}: the last layers would have one value a channel, and batch "
+            f"normalisation nothing to compare. Give an --image-size above {ONE_PLACE} or a larger --batch-size."
+        )
     check_folder(config.cache)
     if config.ingest_actors < 0:
         raise UserError(f"--ingest-actors {config.ingest_actors}: must not be negative.")

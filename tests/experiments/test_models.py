@@ -15,14 +15,18 @@ from dfdc_ray.config import BonettiniConfig, CombineConfig, ModelsConfig, TrainC
 from dfdc_ray.demo.corpus import write_corpus
 from dfdc_ray.errors import UserError
 from dfdc_ray.experiments import models_table
-from dfdc_ray.experiments.models import COMBINATIONS, combinations, faces_of, macs_a_video, trainings
+from dfdc_ray.experiments.models import COMBINATIONS, Task, chosen, combinations, faces_of, macs_a_video, trainings
 from dfdc_ray.models import NAMES, takes_clips
 
 CONFIG = ModelsConfig(corpus=("/data/dfdc",), out="/out")
 
 
+def _tasks(config: ModelsConfig, data_hash: str = "a") -> list[Task]:
+    return trainings(config, chosen(config), data_hash=data_hash)
+
+
 def test_every_model_has_a_line_and_every_combination_its_members() -> None:
-    tasks = trainings(CONFIG)
+    tasks = _tasks(CONFIG)
     assert {task.detectors[0].model for task in tasks} == set(NAMES)
     combined = combinations(CONFIG, tasks)
     assert len(combined) == 2 * len(COMBINATIONS)
@@ -32,32 +36,34 @@ def test_every_model_has_a_line_and_every_combination_its_members() -> None:
 
 
 def test_the_budget_is_the_same_for_all() -> None:
-    for task in trainings(CONFIG):
+    for task in _tasks(CONFIG):
         assert isinstance(task.make, TrainConfig)
         pictures = task.make.batch_size * (CONFIG.frames if takes_clips(task.make.model) else 1)
         assert (task.make.epochs, pictures, task.make.faces) == (5, 32, "/out/faces")
         assert task.make.image_size == (256 if task.make.model.startswith("meso") else 224)
-    weights = {task.name: task.make.weights for task in trainings(CONFIG) if isinstance(task.make, TrainConfig)}
+    weights = {task.name: task.make.weights for task in _tasks(CONFIG) if isinstance(task.make, TrainConfig)}
     assert (weights["resnet34"], weights["r3d_18"], weights["meso4"]) == ("imagenet", "kinetics", "none")
-    assert {task.make.weights for task in trainings(replace(CONFIG, weights="none"))} == {"none"}  # type: ignore[union-attr]
+    assert {task.make.weights for task in _tasks(replace(CONFIG, weights="none"))} == {"none"}  # type: ignore[union-attr]
 
 
 def test_a_line_is_made_anew_when_what_decides_it_changes() -> None:
-    before = trainings(CONFIG)[0].key
-    for changes in ({"epochs": 6}, {"stride": 3}, {"corpus": ("/data/other",)}, {"split": "hash:1"}, {"seed": 1}):
-        assert trainings(replace(CONFIG, **changes))[0].key != before
+    before = _tasks(CONFIG)[0].key
+    for changes in ({"epochs": 6}, {"image_size": 96}, {"split": "hash:1"}, {"seed": 1}):
+        assert _tasks(replace(CONFIG, **changes))[0].key != before
+    assert _tasks(CONFIG, "b")[0].key != before  # other faces
     moved = replace(CONFIG, out="/elsewhere", gpu=True, cpus_per_worker=4)
-    assert trainings(moved)[0].key == before
-    assert [task.key for task in combinations(moved, trainings(moved))] == [task.key for task in combinations(CONFIG, trainings(CONFIG))]
+    assert _tasks(moved)[0].key == before
+    assert [task.key for task in combinations(moved, _tasks(moved))] == [task.key for task in combinations(CONFIG, _tasks(CONFIG))]
 
 
 def test_bonettini_s_protocol() -> None:
     config = BonettiniConfig(corpus=("/data/dfdc",), out="/out")
-    tasks = trainings(config)
+    tasks = _tasks(config)
     assert [task.name for task in tasks] == list(COMBINATIONS["four EfficientNets"])
     assert {task.make.split for task in tasks} == {"parts:0-34/35-39/40-49"}  # type: ignore[union-attr]
     faces = faces_of(config)
-    assert (faces.sampling, faces.frames, faces.clips) == ("spread", 32, None)
+    assert (faces.sampling, faces.frames, faces.clips, faces.real_multiplier) == ("spread", 32, None, 1)
+    assert {task.make.learning_rate for task in tasks} == {1e-5}  # type: ignore[union-attr]
     mean, logistic = combinations(config, tasks)
     assert isinstance(mean.make, CombineConfig)
     assert isinstance(logistic.make, CombineConfig)
@@ -66,16 +72,16 @@ def test_bonettini_s_protocol() -> None:
 
 def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UserError, match=r"no such line\. Known: resnet34; "):
-        trainings(replace(CONFIG, detectors=("resnet35",)))
+        chosen(replace(CONFIG, detectors=("resnet35",)))
     with pytest.raises(UserError, match="r3d_18 looks at clips: give --sampling clips"):
-        trainings(replace(CONFIG, detectors=("r3d_18",), sampling="spread"))
-    assert not any(takes_clips(task.detectors[0].model) for task in trainings(replace(CONFIG, sampling="spread")))
+        chosen(replace(CONFIG, detectors=("r3d_18",), sampling="spread"))
+    assert not any(takes_clips(task.detectors[0].model) for task in _tasks(replace(CONFIG, sampling="spread")))
 
 
 def test_cost_of_a_video() -> None:
     """4 clips of 8 frames: 32 pictures for a model of frames, 4 clips for one of time."""
     config = replace(CONFIG, detectors=("resnet34", "framediff_only"))
-    frames, differences = trainings(config)
+    frames, differences = _tasks(config)
     assert macs_a_video(frames, config) == pytest.approx(32 * 3.66e9, rel=0.01)
     assert macs_a_video(differences, config) == pytest.approx(4 * 7 * 3.66e9, rel=0.01)  # 7 pairs in 8 frames
     mean = combinations(config, [frames, differences])[0]
@@ -91,7 +97,7 @@ def _level(auc: float | None) -> dict[str, Any]:
 def test_the_table_and_the_plot() -> None:
     protocol = {"split_rule": "hash:0", "checkpoint_rule": "lowest loss", "data_hash": "0" * 64}
     lines = []
-    for task, auc in zip(trainings(replace(CONFIG, detectors=("resnet34", "r3d_18"))), (0.75, None), strict=True):
+    for task, auc in zip(_tasks(replace(CONFIG, detectors=("resnet34", "r3d_18"))), (0.75, None), strict=True):
         trained = {
             "history": [{"images_per_s": 2.0, "seconds": 90.0}, {"images_per_s": 3.0, "seconds": 90.0}],
             "train_config": {"weights": "none", "model": task.name},

@@ -14,7 +14,7 @@ from dfdc_ray.config import ExperimentsConfig, TrainConfig
 from dfdc_ray.demo.corpus import demo_split, write_corpus
 from dfdc_ray.errors import UserError
 from dfdc_ray.experiments import run
-from dfdc_ray.experiments.cells import Cell
+from dfdc_ray.experiments.cells import IMPROVED_NAME, Cell
 from dfdc_ray.experiments.table import Line
 from dfdc_ray.train.loop import train_loop
 from dfdc_ray.train.plan import prepare
@@ -103,22 +103,35 @@ def test_the_whole_table_in_miniature(
         torch.set_num_threads(threads)
 
 
-def test_a_point_of_the_curve_that_cannot_be_had_does_not_lose_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
+    """Lines that are done at once, but those of these names cannot be had."""
     level = {"metrics": dict.fromkeys(("accuracy", "balanced_accuracy", "recall_real", "recall_fake", "auc"), 0.5), "intervals": {}}
     level["metrics"] |= {"n": 4, "reals": 2, "fakes": 2}
     level |= {"baselines": {"always_fake": {"accuracy": 0.5}}, "groups": 2}
-    report = {"frame": level, "video": level, "warnings": [], "protocol": {"split_rule": "hash:0", "checkpoint_rule": "lowest loss"}}
+    protocol = {"split_rule": "hash:0", "checkpoint_rule": "lowest loss", "data_hash": "0" * 64}
+    report = {"frame": level, "video": level, "warnings": [], "protocol": protocol}
 
     def line(_: ExperimentsConfig, cell: Cell, __: set[str]) -> Line:
-        if cell.groups == 1:
+        if cell.name in names:
             raise UserError("training has faces of one class only")
         return Line(cell, "uri", report, ("a", "b", "c", "d"))
 
     monkeypatch.setattr(run, "_line", line)
+
+
+def test_lines_that_cannot_be_had_do_not_lose_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("split by frame", "faces, 1 of 4 training groups")
+    _without(monkeypatch, *names)
     run.report(ExperimentsConfig(corpus=("videos",), out=str(tmp_path)))
     found = json.loads((tmp_path / "experiments.json").read_text())
-    assert found["left_out"] == {"faces, 1 of 4 training groups": "training has faces of one class only"}
-    assert len(found["lines"]) == 12
+    assert found["left_out"] == dict.fromkeys(names, "training has faces of one class only")
+    assert len(found["lines"]) == 11
+
+
+def test_without_the_line_that_others_are_compared_with_there_is_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _without(monkeypatch, IMPROVED_NAME)
+    with pytest.raises(UserError, match="one class only"):
+        run.report(ExperimentsConfig(corpus=("videos",), out=str(tmp_path)))
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from dfdc_ray.experiments.table import Line, markdown
 CONFIG = ExperimentsConfig(corpus=("videos",), out="out")
 
 
-def _report(accuracy: float, auc: float | None, width: float = 0.02) -> dict[str, Any]:
+def _report(accuracy: float, auc: float | None, width: float = 0.02, *, groups: int = 40, data: str = "a") -> dict[str, Any]:
     metrics = {"n": 100, "reals": 30, "fakes": 70, "accuracy": accuracy, "balanced_accuracy": accuracy, "recall_real": 0.5} | {
         "recall_fake": 0.75,
         "auc": auc,
@@ -19,12 +19,12 @@ def _report(accuracy: float, auc: float | None, width: float = 0.02) -> dict[str
         name: None if value is None else {"low": value - width, "high": value + width}
         for name, value in (("accuracy", accuracy), ("auc", auc))
     }
-    level = {"metrics": metrics, "intervals": intervals, "groups": 9, "baselines": {"always_fake": {"accuracy": 0.7}}}
+    level = {"metrics": metrics, "intervals": intervals, "groups": groups, "baselines": {"always_fake": {"accuracy": 0.7}}}
     return {
         "frame": level,
         "video": level,
         "warnings": [],
-        "protocol": {"split_rule": "hash:0, by group", "checkpoint_rule": "lowest loss"},
+        "protocol": {"split_rule": "hash:0, by group", "checkpoint_rule": "lowest loss", "data_hash": data * 64},
     }
 
 
@@ -38,13 +38,14 @@ def _lines(**changed: dict[str, Any]) -> list[Line]:
 
 
 def test_every_line_has_its_own_folder_and_keeps_it() -> None:
-    keys = [cell.key(CONFIG) for cell in [*cells(CONFIG), *curve(CONFIG, 8)]]
+    keys = [cell.key(CONFIG, "a") for cell in [*cells(CONFIG), *curve(CONFIG, 8)]]
     assert len(set(keys)) == len(keys) == 13
-    assert keys == [cell.key(CONFIG) for cell in [*cells(CONFIG), *curve(CONFIG, 8)]]
+    assert keys == [cell.key(CONFIG, "a") for cell in [*cells(CONFIG), *curve(CONFIG, 8)]]
     other = replace(CONFIG, seed=1)
-    assert not set(keys) & {cell.key(other) for cell in cells(other)}
+    assert not set(keys) & {cell.key(other, "a") for cell in cells(other)}
+    assert not set(keys) & {cell.key(CONFIG, "b") for cell in cells(CONFIG)}  # other faces
     moved = replace(CONFIG, out="elsewhere", workers=4)
-    assert keys[:11] == [cell.key(moved) for cell in cells(moved)]
+    assert keys[:11] == [cell.key(moved, "a") for cell in cells(moved)]
 
 
 def test_the_learning_curve_has_whole_numbers_of_groups_below_all() -> None:
@@ -55,8 +56,29 @@ def test_the_learning_curve_has_whole_numbers_of_groups_below_all() -> None:
 
 def test_a_difference_within_the_intervals_is_not_called_one() -> None:
     text = markdown(CONFIG, _lines(L2=_report(0.8, 0.86), family=_report(0.9, 0.95)))
-    assert "L2 and binary cross-entropy: frame AUC 0.8600 and 0.8500, within each other's intervals: no difference can be claimed." in text
+    assert "L2 and binary cross-entropy: frame AUC 0.8600 and 0.8500, and the intervals overlap: no difference can be claimed." in text
     assert "A split by family, which leaks, and the split by group: frame AUC 0.9500 and 0.8500, and the intervals do not meet." in text
+
+
+def test_intervals_of_few_groups_claim_nothing() -> None:
+    text = markdown(CONFIG, _lines(family=_report(0.9, 0.95, groups=3)))
+    assert "the intervals do not meet, but with 3 groups they are too narrow to claim a difference by." in text
+    assert "of fewer than 20 groups (3 in the least) they are too narrow, a rough guide only" in text
+    assert "rough guide" not in markdown(CONFIG, _lines())
+
+
+def test_each_line_says_what_it_was_judged_on() -> None:
+    text = markdown(CONFIG, _lines(family=_report(0.9, 0.95, data="b")))
+    found = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
+    assert found["| split by family"].endswith("| hash:0, by group | bbbbbbbbbbbb |")
+    assert found["| split by frame"].endswith("| hash:0, by group | aaaaaaaaaaaa |")
+
+
+def test_lines_that_are_absent_are_not_spoken_of() -> None:
+    improved = [line for line in _lines() if line.cell.name == IMPROVED_NAME]
+    text = markdown(CONFIG, improved, {"whole frames (MVP)": "training diverged"})
+    assert "Left out: whole frames (MVP): training diverged" in text
+    assert "L2 and" not in text
 
 
 def test_every_line_and_the_baseline_beside_the_reports_numbers() -> None:
@@ -73,6 +95,9 @@ def test_every_line_and_the_baseline_beside_the_reports_numbers() -> None:
 def test_without_imagenet_it_says_that_it_is_not_comparable() -> None:
     assert "NOT COMPARABLE" not in markdown(CONFIG, _lines())
     assert "NOT COMPARABLE" in markdown(replace(CONFIG, weights="none"), _lines())
+    from_file = markdown(replace(CONFIG, weights="resnet34.pth"), _lines())
+    assert "if resnet34.pth are those." in from_file
+    assert "NOT COMPARABLE" not in from_file
 
 
 def test_what_is_not_defined_is_said() -> None:

@@ -241,6 +241,7 @@ def test_weights_of_an_earlier_training_bring_along_what_it_saw(
         ({"model": "resnet35"}, "no such model"),
         ({"epochs": 0}, "at least 1"),
         ({"image_size": 8}, "at least 32"),
+        ({"image_size": 32, "batch_size": 1}, "batch normalisation nothing to compare"),
         ({"weights": "absent.pth"}, "no such file"),
         ({"ingest_actors": -1}, "must not be negative"),
         ({"self_blend": 1.0}, "a share of the reals"),

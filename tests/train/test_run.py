@@ -162,4 +162,4 @@ def test_too_few_cpus_are_refused(tmp_path: Path) -> None:
 
     write_face_shards(tmp_path / "faces", families=5)
     with pytest.raises(UserError, match=r"64 CPU \(there are"):
-        train(_config(tmp_path, batch_size=64, workers=64))
+        train(_config(tmp_path, batch_size=128, workers=64))
