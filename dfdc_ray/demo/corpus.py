@@ -245,8 +245,9 @@ def _is_there(folder: Path, marker: Mapping[str, float | str]) -> bool:
     if not isinstance(found, dict):
         raise UserError(f"{folder} is not empty and holds no finished generated corpus. Give --out a new folder.")
     if found != marker:
-        other = {key: value for key, value in marker.items() if found.get(key) != value}
-        differing = ", ".join(f"{key} {found.get(key)} there, {value} wanted" for key, value in other.items())
+        there, wanted = ({"fakes": "swap", **each} for each in (found, marker))  # what a marker without that key says
+        other = [key for key in {**wanted, **there} if there.get(key) != wanted.get(key)]
+        differing = ", ".join(f"{key} {there.get(key)} there, {wanted.get(key)} wanted" for key in other)
         raise UserError(f"{folder} holds another generated corpus ({differing}). Give --out a new folder.")
     return True
 

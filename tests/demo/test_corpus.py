@@ -124,6 +124,15 @@ def test_finished_corpus_stays_and_anything_else_is_refused(corpus: Path, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_a_corpus_of_other_fakes_is_refused_by_name(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"generated corpus \(fakes swap there, sound wanted, version 1 there, 2 wanted\)"):
+        write_corpus(corpus, families=3, seed=7, seconds=0.32, test_families=1, fakes="sound")
+    marker = json.loads((corpus / "corpus.json").read_text())
+    (tmp_path / "corpus.json").write_text(json.dumps(marker | {"version": 2, "fakes": "sound"}))
+    with pytest.raises(UserError, match=r"generated corpus \(fakes sound there, swap wanted, version 2 there, 1 wanted\)"):
+        write_corpus(tmp_path, families=3, seed=7, seconds=0.32, test_families=1)
+
+
 def test_interrupted_run_is_begun_again(tmp_path: Path) -> None:
     (tmp_path / ".partial" / "videos").mkdir(parents=True)
     (tmp_path / ".partial" / "videos" / "half.mp4").write_bytes(b"x")
