@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torchvision.transforms import v2
 
-_SIDE = 96  # pixels at which the movement is looked for
+_SIDE = 96  # pixels of the longer side at which the movement is looked for
 _FLAGS = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
 _CRITERIA = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 40, 1e-4)
 
@@ -21,9 +21,10 @@ class Stabilise(v2.Transform):
     def forward(self, clip: torch.Tensor) -> torch.Tensor:
         frames = clip.permute(0, 2, 3, 1).numpy()
         middle = len(frames) // 2
-        matrices = _movements(frames, middle)
         height, width = frames.shape[1:3]
-        scale = np.array([[1, 1, width / _SIDE], [1, 1, height / _SIDE]], np.float32)
+        smaller = _SIDE / max(height, width)  # of both sides alike: a rotation of squeezed pictures is none of these
+        matrices = _movements(frames, middle, (max(1, round(width * smaller)), max(1, round(height * smaller))))
+        scale = np.array([[1, 1, 1 / smaller]] * 2, np.float32)
         moved = [
             frame if n == middle else cv2.warpAffine(frame, m * scale, (width, height), flags=_FLAGS, borderMode=cv2.BORDER_REPLICATE)
             for n, (frame, m) in enumerate(zip(frames, matrices, strict=True))
@@ -31,11 +32,15 @@ class Stabilise(v2.Transform):
         return torch.from_numpy(np.stack(moved)).permute(0, 3, 1, 2)
 
 
-def _movements(frames: np.ndarray, middle: int) -> list[np.ndarray]:
-    """For each frame the matrix, float32 [2,3], that takes a place of the middle frame at _SIDE pixels to where it is in this one."""
-    small = [cv2.resize(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), (_SIDE, _SIDE), interpolation=cv2.INTER_AREA) for frame in frames]
-    mask = np.zeros((_SIDE, _SIDE), np.uint8)
-    cv2.ellipse(mask, (_SIDE // 2, _SIDE // 2), (round(0.3 * _SIDE), round(0.36 * _SIDE)), 0, 0, 360, 255, -1)
+def _movements(frames: np.ndarray, middle: int, size: tuple[int, int]) -> list[np.ndarray]:
+    """For each frame the matrix, float32 [2,3], that takes a place of the middle frame to where it is in this one.
+
+    size: width and height in pixels at which it is looked for, and which its shift is of.
+    """
+    width, height = size
+    small = [cv2.resize(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), size, interpolation=cv2.INTER_AREA) for frame in frames]
+    mask = np.zeros((height, width), np.uint8)
+    cv2.ellipse(mask, (width // 2, height // 2), (round(0.3 * width), round(0.36 * height)), 0, 0, 360, 255, -1)
     found = [np.eye(2, 3, dtype=np.float32)] * len(frames)
     for way in (range(middle + 1, len(frames)), range(middle - 1, -1, -1)):
         matrix = np.eye(2, 3, dtype=np.float32)  # each begins where its neighbour was found
