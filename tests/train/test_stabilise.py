@@ -44,6 +44,17 @@ def test_what_changes_in_the_face_is_still_seen() -> None:
     assert torch.allclose(spotted[:2], without[:2])
 
 
+@pytest.mark.parametrize(("step", "width", "grey"), [(25, 60, 200), (25, 60, 20), (25, 90, 120)])
+def test_what_passes_before_a_still_face_does_not_move_it(step: int, width: int, grey: int) -> None:
+    """Step and width in pixels of 224."""
+    face = cv2.resize(astronaut()[30:190, 145:305], (224, 224))
+    frames = np.stack([face] * 8)
+    for n, frame in enumerate(frames):
+        frame[60:200, n * step : n * step + width] = grey
+    clip = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    assert torch.equal(Stabilise()(clip), clip)
+
+
 def test_what_cannot_be_followed_stays_as_it_is() -> None:
     plain = torch.full((3, 3, 60, 50), 127, dtype=torch.uint8)
     assert torch.equal(Stabilise()(plain), plain)
