@@ -14,7 +14,7 @@ from helpers import write_face_shards
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dfdc_ray.config import TrainConfig
+from dfdc_ray.config import Balance, TrainConfig
 from dfdc_ray.errors import UserError
 from dfdc_ray.train import checkpoint, loop
 from dfdc_ray.train.loop import train_loop
@@ -265,6 +265,24 @@ def test_labels_that_cannot_be_trained_on(config: TrainConfig, tmp_path: Path, l
     folder = write_face_shards(tmp_path / "f", labels=labels)
     with pytest.raises(UserError, match=message):
         prepare(replace(config, faces=str(folder)))
+
+
+@pytest.mark.parametrize("balance", ["frames", "sample", "groups", "none"])
+def test_self_blended_fakes_are_enough(config: TrainConfig, tmp_path: Path, balance: Balance, capsys: pytest.CaptureFixture[str]) -> None:
+    """As their authors train: on reals alone."""
+    reals = replace(config, faces=str(write_face_shards(tmp_path / "reals", fakes=0)), epochs=1, self_blend=0.25, balance=balance)
+    plan = prepare(reals)
+    assert (plan.prior, plan.drawn[balance][1]) == (0.25, 0)
+    describe(plan, reals)
+    assert "Of the training videos 0.0% are fake" in capsys.readouterr().out
+    (epoch,) = train_loop(reals, plan)
+    assert epoch["video_auc"] is None
+    assert checkpoint.load(f"{reals.out}/best").config["prior"] == 0.25
+    with pytest.raises(UserError, match="one class only"):
+        prepare(replace(reals, self_blend=0.0))
+    mixed = replace(config, out=str(tmp_path / "mixed"), self_blend=0.25, balance=balance)
+    drawn = prepare(mixed).drawn[balance]
+    assert prepare(mixed).prior == pytest.approx((drawn[1] + 0.25 * drawn[0]) / sum(drawn))
 
 
 def test_rows_by_balance(config: TrainConfig) -> None:
