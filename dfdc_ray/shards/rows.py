@@ -26,6 +26,7 @@ class RowTable:
     groups: int64 [G,3], one line for each row group: file, row group in the file, bytes of its images.
     table: one line for each row: group (line of `groups`), row (in the row group), video_id, group_id, part, label, core, frame, time_s,
     track_id, clip_id, clip_position. Of `clips_of` one line for each clip.
+    unheard: how many labelled videos `samples_of` left out for want of sound.
     """
 
     files: tuple[str, ...]
@@ -33,6 +34,7 @@ class RowTable:
     sha256: tuple[str, ...]
     groups: np.ndarray
     table: pa.Table
+    unheard: int = 0
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -105,10 +107,15 @@ def samples_of(manifest: Manifest, *, clips: bool, sound: bool = False, more: Se
     samples = clips_of(rows) if clips else rows
     if sound:
         there = samples.column("has_sound")
-        samples = samples.take(there.all(1) if clips else there)
-        if not len(samples):
+        heard = samples.take(np.asarray(there.all(1)) if clips else there)
+        if not len(heard):
             raise UserError("The model listens, and none of these clips is whole and has sound in all of its frames.")
+        return replace(heard, unheard=_labelled_videos(samples) - _labelled_videos(heard))
     return samples
+
+
+def _labelled_videos(rows: RowTable) -> int:
+    return len(np.unique(rows.videos[~np.isnan(rows.labels)]))
 
 
 def clips_of(rows: RowTable) -> RowTable:

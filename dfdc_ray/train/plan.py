@@ -59,10 +59,11 @@ class Counts:
 class Plan:
     """The rows of training and validation, and what a checkpoint records of them.
 
-    prior: share of fakes among the training videos that have a face; with --self-blend among what an epoch draws, with those made of reals.
     train has the columns group, row, label and group_id only. fake: makes fakes of its reals, for --self-blend. drawn: how many reals and
-    fakes an epoch draws, by each way to balance. train_groups: also those that the first weights were trained on. faces_config: how the
-    faces were made. initial: first weights of a fresh run, None when there is a checkpoint to go on from. finished: all epochs are done.
+    fakes an epoch draws, by each way to balance. prior: share of fakes among the training videos that have a face; with --self-blend among
+    what an epoch draws, with those made of reals. train_groups: also those that the first weights were trained on. faces_config: how the
+    faces were made. unheard: how many labelled videos were left out for want of sound. initial: first weights of a fresh run, None when
+    there is a checkpoint to go on from. finished: all epochs are done.
     """
 
     train: RowTable
@@ -75,6 +76,7 @@ class Plan:
     validation_groups: tuple[str, ...]
     data_hash: str
     faces_config: dict[str, Any]
+    unheard: int
     initial: dict[str, torch.Tensor] | None
     finished: bool
 
@@ -114,6 +116,7 @@ def prepare(config: TrainConfig) -> Plan:
         validation_groups=tuple(sorted(groups["validation"])),
         data_hash=manifest.data_hash,
         faces_config=manifest.config,
+        unheard=rows.unheard,
         initial=None if saved else _initial_weights(config, train),
         finished=saved is not None and saved.config["epoch"] >= config.epochs,
     )
@@ -140,6 +143,12 @@ def describe(plan: Plan, config: TrainConfig) -> None:
     for split, c in plan.counts.items():
         table.add_row(split, *(f"{n:,}" for n in (c.groups, c.real_videos, c.fake_videos, c.real_rows, c.fake_rows)))
     console.print(table)
+    if plan.unheard:
+        console.print(
+            f"[yellow]Left out for want of sound, to which --model {config.model} listens: {plan.unheard:,} labelled videos with faces.[/]",
+            highlight=False,
+            soft_wrap=True,
+        )
     validation = plan.counts["validation"]
     ways = Table("--balance", "an epoch draws", "real faces", "fake faces", "fake per real", title="Balance of the training faces")
     for column in ways.columns[2:]:
