@@ -307,5 +307,7 @@ def _initial_weights(config: TrainConfig, train: RowTable) -> dict[str, torch.Te
         try:
             model.fit(batches[0].images, batches[0].sound)  # type: ignore[operator]
         except ValueError as error:
-            raise UserError(f"{config.faces}: too few clips for --model {config.model} ({error}). Preprocess more videos.") from error
+            raise UserError(
+                f"{config.faces}: these clips do not do for --model {config.model} ({error}). Preprocess other or more videos."
+            ) from error
     return model.state_dict()
