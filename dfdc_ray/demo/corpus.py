@@ -27,15 +27,20 @@ from dfdc_ray.demo.encode import deliver, encode_mp4, make_delivery
 from dfdc_ray.demo.identity import Identity, Image, make_identity, stream
 from dfdc_ray.demo.scene import FPS, Scene, make_scene, record
 from dfdc_ray.demo.swap import DonorFace, make_traces, swap
-from dfdc_ray.demo.voice import SAMPLE_RATE, speak
+from dfdc_ray.demo.voice import speak
 from dfdc_ray.errors import UserError
 
 VERSION = 1  # of what is drawn: another version, other frames
+SOUND_VERSION = 2  # of a corpus of SOUND_FAKES
 FAKES = 4  # per original
 TEST_FAMILIES = 6  # of test_videos/, with one fake each: 12 videos
 SECONDS = 2.0
 MAX_PARTS = 8
 SOUND_FAKES = ("drawn_sound_shift", "drawn_sound_other")
+SHIFTS = (0.25, 1.0)  # seconds, either way
+SPARE = (
+    1.25  # seconds of voice before and after what an original has of it: the longest shift does not reach the silence before the first word
+)
 MARKER = "corpus.json"  # written last: the corpus is whole
 PARTIAL = ".partial"
 README = """GENERATED: says nothing about real fakes.
@@ -136,7 +141,7 @@ def write_corpus(
         "seconds": seconds,
         "test_families": test_families,
     }
-    marker |= {"fakes": fakes} if fakes != "swap" else {}
+    marker |= {"fakes": fakes, "version": SOUND_VERSION} if fakes != "swap" else {}
     if _is_there(folder, marker):
         console.print(f"{folder}: this generated corpus is there already.", highlight=False, soft_wrap=True)
         return
@@ -194,14 +199,15 @@ def identity(seed: int, index: int) -> Identity:
 def film(family: Family, *, seed: int, seconds: float) -> Iterator[Footage]:
     """The videos of a family as given to the encoder, the real one first."""
     real = family.videos[0]
-    scene = make_scene(stream(seed, "scene", real.name), identity(seed, family.index), seconds=seconds)
+    spare = SPARE if any(video.method in SOUND_FAKES for video in family.videos) else 0.0
+    scene = make_scene(stream(seed, "scene", real.name), identity(seed, family.index), seconds=seconds, spare=spare)
     recorded = record(scene, stream(seed, "record", real.name))
     donor = DonorFace(identity(seed, family.index ^ 1), scene)
     for video in family.videos:
         frames: Sequence[Image] = recorded
         sound = scene.voice.sound
         if video.method in SOUND_FAKES:
-            sound = _other_sound(video, scene, seed=seed, seconds=seconds)
+            sound = other_sound(video, scene, seed=seed, seconds=seconds)
         elif video.original is not None:
             traces = make_traces(stream(seed, "traces", video.name))
             frames = swap(recorded, scene, donor, traces, stream(seed, "swap", video.name))
@@ -209,13 +215,16 @@ def film(family: Family, *, seed: int, seconds: float) -> Iterator[Footage]:
         yield Footage(video, deliver(frames, delivery), scene, sound, delivery.crf)
 
 
-def _other_sound(video: Video, scene: Scene, *, seed: int, seconds: float) -> npt.NDArray[np.float32]:
-    """The same words at another time (what is pushed out at one end comes in at the other), or other words in the same voice."""
+def other_sound(video: Video, scene: Scene, *, seed: int, seconds: float) -> npt.NDArray[np.float32]:
+    """The same words at another time, or other words in the same voice: cut from a longer voice as the original's is, so that the sound
+    alone tells nothing.
+    """
     rng = stream(seed, "sound", video.name)
     if video.method == SOUND_FAKES[0]:
-        shift = rng.uniform(0.25, min(1.0, seconds / 2)) * (1 if rng.random() < 0.5 else -1)
-        return np.roll(scene.voice.sound, round(shift * SAMPLE_RATE))
-    return speak(rng, seconds=seconds, pitch_hz=scene.identity.pitch_hz, formant_scale=scene.identity.formant_scale).sound
+        shift = rng.uniform(*SHIFTS) * (1 if rng.random() < 0.5 else -1)
+        return scene.spoken.cut(SPARE + shift, seconds).sound
+    i = scene.identity
+    return speak(rng, seconds=seconds + 2 * SPARE, pitch_hz=i.pitch_hz, formant_scale=i.formant_scale).cut(SPARE, seconds).sound
 
 
 def _is_there(folder: Path, marker: Mapping[str, float | str]) -> bool:
@@ -236,8 +245,9 @@ def _is_there(folder: Path, marker: Mapping[str, float | str]) -> bool:
     if not isinstance(found, dict):
         raise UserError(f"{folder} is not empty and holds no finished generated corpus. Give --out a new folder.")
     if found != marker:
-        other = {key: value for key, value in marker.items() if found.get(key) != value}
-        differing = ", ".join(f"{key} {found.get(key)} there, {value} wanted" for key, value in other.items())
+        there, wanted = ({"fakes": "swap", **each} for each in (found, marker))  # what a marker without that key says
+        other = [key for key in {**wanted, **there} if there.get(key) != wanted.get(key)]
+        differing = ", ".join(f"{key} {there.get(key)} there, {wanted.get(key)} wanted" for key in other)
         raise UserError(f"{folder} holds another generated corpus ({differing}). Give --out a new folder.")
     return True
 

@@ -38,7 +38,8 @@ class Scene:
     lights: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]
     camera: Camera
     background: Image
-    voice: Voice
+    spoken: Voice  # longer than the recording where a fake is to have another piece of it
+    voice: Voice  # of it, what goes with the frames
     matrices: Track  # [frames, 2, 3]: from the head's canvas to the frame
     mouth: Track
     blink: Track
@@ -47,11 +48,12 @@ class Scene:
     level: Track  # brightness about 1
 
 
-def make_scene(rng: np.random.Generator, identity: Identity, *, seconds: float) -> Scene:
-    """A random recording of this identity."""
+def make_scene(rng: np.random.Generator, identity: Identity, *, seconds: float, spare: float = 0.0) -> Scene:
+    """A random recording of this identity, who also speaks for `spare` seconds before it and after it."""
     frames = round(seconds * FPS)
     times = np.arange(frames) / FPS
-    voice = speak(rng, seconds=seconds, pitch_hz=identity.pitch_hz, formant_scale=identity.formant_scale)
+    spoken = speak(rng, seconds=seconds + 2 * spare, pitch_hz=identity.pitch_hz, formant_scale=identity.formant_scale)
+    voice = spoken.cut(spare, seconds)
     mouth = voice.opening(times)
 
     def sway(size: float) -> Track:
@@ -81,6 +83,7 @@ def make_scene(rng: np.random.Generator, identity: Identity, *, seconds: float) 
         lights=(lamp, moved),
         camera=_make_camera(rng),
         background=_draw_background(rng),
+        spoken=spoken,
         voice=voice,
         matrices=matrices,
         mouth=mouth,

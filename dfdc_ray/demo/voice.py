@@ -38,6 +38,12 @@ class Voice:
         """Mouth opening 0-1 at these times in seconds."""
         return np.interp(times, np.arange(len(self.mouth)) / SAMPLE_RATE, self.mouth)
 
+    def cut(self, start: float, seconds: float) -> "Voice":
+        """So many seconds of it, from this second on."""
+        first = round(start * SAMPLE_RATE)
+        piece = slice(first, first + round(seconds * SAMPLE_RATE))
+        return Voice(self.sound[piece], self.mouth[piece])
+
 
 def speak(rng: np.random.Generator, *, seconds: float, pitch_hz: float, formant_scale: float) -> Voice:
     """A few seconds of babble in the voice of an identity."""

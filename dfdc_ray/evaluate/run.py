@@ -223,6 +223,14 @@ def _medians(faces: Faces, looks: np.ndarray) -> dict[str, np.ndarray]:
     return {str(name): np.median(looks[rows], axis=0) for name, rows in zip(names, np.split(order, starts[1:]), strict=True)}
 
 
+def _unheard(sound: str | None) -> str:
+    """Why a model that listens could not judge a video with faces. sound: as the ledger says how it was."""
+    if sound == "none":
+        return "it has no sound track, and the model listens"
+    how = f" ({sound})" if sound not in (None, "ok") else ""
+    return f"no face is there with sound throughout one of its core clips{how}"
+
+
 def _judged(
     videos: SplitVideos, found: Mapping[str, Aggregate], looks: Mapping[str, np.ndarray], scorer: Scorer, sampled: Mapping[str, int]
 ) -> tuple[JudgedVideo, ...]:
@@ -234,7 +242,9 @@ def _judged(
         if status == "ok" and aggregate is None:
             status, error = "no_core_face", "its only faces are in the extra frames of real videos, which belong to training"
             if scorer.clips:
-                error = f"no face is there {'with sound ' if scorer.sound else ''}throughout one of its core clips"
+                error = "no face is there throughout one of its core clips"
+            if scorer.sound:
+                error = _unheard(row.get("sound"))
         score = None if aggregate is None else scorer.probability(aggregate.score)
         lightness, skin_tone = map(float, looks[row["video_id"]]) if row["video_id"] in looks else (None, None)
         judged.append(

@@ -16,6 +16,7 @@ from torch.nn import functional
 RATE, BANDS, COEFFICIENTS = 16_000, 40, 13  # of video/sound.py; of the spectrum
 _FFT, _STEP, _FRAME = 512, 160, 400  # samples: 25 ms every 10 ms
 _QUIET = 1e-6  # added to energies: below 16 bits' own noise
+_SAME = 1e-3  # of features, which are about of unit size: a smaller spread than this is none
 
 
 class _AudioVisual(nn.Module):
@@ -61,12 +62,16 @@ class MfccLstm(_AudioVisual):
 
     @torch.no_grad()
     def fit(self, x: torch.Tensor, sound: torch.Tensor) -> None:
-        """The principal components of these clips' features; the first has variance 1. ValueError with too few frames for so many."""
+        """The principal components of these clips' features; the first has variance 1. ValueError with too few frames for so many, or
+        where all are alike.
+        """
         found = self.features(x, sound).flatten(0, 1)
         if len(found) <= self.KEPT:
             raise ValueError(f"{len(found)} frames do not give {self.KEPT} principal components")
         mean = found.mean(0)
         _, sizes, directions = torch.linalg.svd(found - mean, full_matrices=False)
+        if not sizes[0] > _SAME * math.sqrt(len(found)):  # what is left is rounding, and would be blown up
+            raise ValueError("all clips are alike: they have no principal components")
         self.mean.copy_(mean)
         self.components.copy_(directions[: self.KEPT].T * math.sqrt(len(found) - 1) / sizes[0])
 

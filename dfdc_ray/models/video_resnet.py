@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torchvision.models.resnet import ResNet34_Weights
 from torchvision.models.video import R2Plus1D_18_Weights, R3D_18_Weights
 from torchvision.models.video.resnet import BasicBlock, BasicStem, Conv2Plus1D, Conv3DSimple, R2Plus1dStem, VideoResNet
 
@@ -65,7 +66,7 @@ class ResNet34In3D(_Clips):
     third of it each time, so that a clip of equal frames gives what the frame gave (but for the clip's ends, which are padded).
     """
 
-    PRETRAINED: Mapping[str, Any] = MappingProxyType({})
+    PRETRAINED = MappingProxyType({"imagenet": ResNet34_Weights.IMAGENET1K_V1})  # `adapt` inflates them
     CHANNELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
     def __init__(self) -> None:

@@ -88,7 +88,8 @@ def score_video(uri: str, scorer: Scorer, detector: Detector | None, settings: S
     """Score one video (local path or s3:// URI, also a member of a zip).
 
     detector, settings: as `load_predictor` gives them. maps_folder: where a picture of what the model looked at is written (maps.py).
-    Whatever is wrong with this video is in the result; nothing is raised for it.
+    Whatever is wrong with this video is in the result; nothing is raised for it. UserError or StorageError when the picture cannot be
+    written: that is the folder's trouble, and the next video would have it too.
     """
     video = Video(corpus="", video_id=uri, uri=uri, label=None, method=None, original=None, family_id=uri, group_id=uri, part=None)
     try:

@@ -26,6 +26,7 @@ class RowTable:
     groups: int64 [G,3], one line for each row group: file, row group in the file, bytes of its images.
     table: one line for each row: group (line of `groups`), row (in the row group), video_id, group_id, part, label, core, frame, time_s,
     track_id, clip_id, clip_position. Of `clips_of` one line for each clip.
+    unheard: how many labelled videos `samples_of` left out for want of sound.
     """
 
     files: tuple[str, ...]
@@ -33,6 +34,7 @@ class RowTable:
     sha256: tuple[str, ...]
     groups: np.ndarray
     table: pa.Table
+    unheard: int = 0
 
     def __len__(self) -> int:
         return int(self.table.num_rows)
@@ -60,11 +62,11 @@ class RowTable:
         return kind.list_size if pa.types.is_fixed_size_list(kind) else None
 
     def column(self, name: str) -> np.ndarray:
-        """[N]; of `group` and `row` of clips [N,T]."""
+        """[N]; of `group`, `row` and has_sound of clips [N,T]."""
         column = self.table[name].combine_chunks()
         if not pa.types.is_fixed_size_list(column.type):
             return column.to_numpy(zero_copy_only=False)
-        return column.flatten().to_numpy().reshape(len(self), -1)
+        return column.flatten().to_numpy(zero_copy_only=False).reshape(len(self), column.type.list_size)
 
 
 def read_rows(manifest: Manifest, *, more: Sequence[str] = ()) -> RowTable:
@@ -100,12 +102,25 @@ def samples_of(manifest: Manifest, *, clips: bool, sound: bool = False, more: Se
         heard = rows.table["has_sound"] if "has_sound" in rows.table.column_names else pa.nulls(len(rows), pa.bool_())
         if len(rows) and not pc.any(heard).as_py():
             raise UserError("These faces have no sound, and the model listens: preprocess with --sampling clips --sound.")
-        rows = rows.take(pc.fill_null(heard, False).to_numpy(zero_copy_only=False))
-    return clips_of(rows) if clips else rows
+        others = [name for name in rows.table.column_names if name != "has_sound"]
+        rows = replace(rows, table=rows.table.select(others).append_column("has_sound", pc.fill_null(heard, False)))
+    samples = clips_of(rows) if clips else rows
+    if sound:
+        there = samples.column("has_sound")
+        heard = samples.take(np.asarray(there.all(1)) if clips else there)
+        if not len(heard):
+            raise UserError("The model listens, and none of these clips is whole and has sound in all of its frames.")
+        return replace(heard, unheard=_labelled_videos(samples) - _labelled_videos(heard))
+    return samples
+
+
+def _labelled_videos(rows: RowTable) -> int:
+    return len(np.unique(rows.videos[~np.isnan(rows.labels)]))
 
 
 def clips_of(rows: RowTable) -> RowTable:
-    """One line for each clip of a track that has all its frames: its first frame's, with lists of every frame's for `group` and `row`.
+    """One line for each clip of a track that has all its frames: its first frame's, with lists of every frame's for `group`, `row` and
+    (if it is there) has_sound.
 
     All frames are as many as the longest clip has; shorter ones are left out. UserError if there are no clips, or they are of one frame.
     """
@@ -123,7 +138,7 @@ def clips_of(rows: RowTable) -> RowTable:
     whole = starts[np.diff(np.r_[starts, len(order)]) == length]
     members = order[whole[:, None] + np.arange(length)]
     table = rows.table.take(pa.array(members[:, 0]))
-    for name in ("group", "row"):
+    for name in (name for name in ("group", "row", "has_sound") if name in table.column_names):
         values = pa.FixedSizeListArray.from_arrays(pa.array(rows.column(name)[members].ravel()), length)
         table = table.set_column(table.schema.get_field_index(name), name, values)
     return replace(rows, table=table)

@@ -50,14 +50,21 @@ class Counts:
     real_rows: int
     fake_rows: int
 
+    @property
+    def fake_share(self) -> float:
+        """Of the videos."""
+        return self.fake_videos / (self.fake_videos + self.real_videos)
+
 
 @dataclass(frozen=True)
 class Plan:
     """The rows of training and validation, and what a checkpoint records of them.
 
     train has the columns group, row, label and group_id only. fake: makes fakes of its reals, for --self-blend. drawn: how many reals and
-    fakes an epoch draws, by each way to balance. train_groups: also those that the first weights were trained on. faces_config: how the
-    faces were made. initial: first weights of a fresh run, None when there is a checkpoint to go on from. finished: all epochs are done.
+    fakes an epoch draws, by each way to balance. prior: share of fakes among the training videos that have a face; with --self-blend among
+    what an epoch draws, with those made of reals. train_groups: also those that the first weights were trained on. faces_config: how the
+    faces were made. unheard: how many labelled videos were left out for want of sound. initial: first weights of a fresh run, None when
+    there is a checkpoint to go on from. finished: all epochs are done.
     """
 
     train: RowTable
@@ -65,18 +72,14 @@ class Plan:
     validation: RowTable
     counts: dict[Split, Counts]
     drawn: dict[Balance, tuple[int, int]]
+    prior: float
     train_groups: tuple[str, ...]
     validation_groups: tuple[str, ...]
     data_hash: str
     faces_config: dict[str, Any]
+    unheard: int
     initial: dict[str, torch.Tensor] | None
     finished: bool
-
-    @property
-    def prior(self) -> float:
-        """Share of fakes among the training videos that have a face."""
-        counts = self.counts["train"]
-        return counts.fake_videos / (counts.fake_videos + counts.real_videos)
 
 
 def prepare(config: TrainConfig) -> Plan:
@@ -97,6 +100,7 @@ def prepare(config: TrainConfig) -> Plan:
     _check_splits(config, counts)
 
     ways = {balance: core["train"] if balance == "none" else splits["train"] for balance in get_args(Balance)}
+    drawn = {way: ShuffledOrder(rows, config.batch_size, 0, 1, balance=way).drawn for way, rows in ways.items() if len(rows)}
     saved = checkpoint.newest(checkpoints(config))
     if saved:
         _check_same(config, manifest.data_hash, saved.config)
@@ -107,11 +111,13 @@ def prepare(config: TrainConfig) -> Plan:
         fake=self_blend_of(train, config.self_blend) if config.self_blend else None,
         validation=used["validation"],
         counts=counts,
-        drawn={way: ShuffledOrder(rows, config.batch_size, 0, 1, balance=way).drawn for way, rows in ways.items() if len(rows)},
+        drawn=drawn,
+        prior=_blended_share(config.self_blend, *drawn[config.balance]) if config.self_blend else counts["train"].fake_share,
         train_groups=tuple(sorted(groups["train"] | (set(saved.config["train_groups"]) if saved else _seen_before(config, groups)))),
         validation_groups=tuple(sorted(groups["validation"])),
         data_hash=manifest.data_hash,
         faces_config=manifest.config,
+        unheard=rows.unheard,
         initial=None if saved else _initial_weights(config, train),
         finished=saved is not None and saved.config["epoch"] >= config.epochs,
     )
@@ -138,6 +144,12 @@ def describe(plan: Plan, config: TrainConfig) -> None:
     for split, c in plan.counts.items():
         table.add_row(split, *(f"{n:,}" for n in (c.groups, c.real_videos, c.fake_videos, c.real_rows, c.fake_rows)))
     console.print(table)
+    if plan.unheard:
+        console.print(
+            f"[yellow]Left out for want of sound, to which --model {config.model} listens: {plan.unheard:,} labelled videos with faces.[/]",
+            highlight=False,
+            soft_wrap=True,
+        )
     validation = plan.counts["validation"]
     ways = Table("--balance", "an epoch draws", "real faces", "fake faces", "fake per real", title="Balance of the training faces")
     for column in ways.columns[2:]:
@@ -155,9 +167,15 @@ def describe(plan: Plan, config: TrainConfig) -> None:
             highlight=False,
             soft_wrap=True,
         )
-    console.print(f"This run: {config.balance}. Of the training videos {plan.prior:.1%} are fake.", highlight=False, soft_wrap=True)
+    share = plan.counts["train"].fake_share
+    console.print(f"This run: {config.balance}. Of the training videos {share:.1%} are fake.", highlight=False, soft_wrap=True)
     if not (validation.real_videos and validation.fake_videos):
         console.print("[yellow]Validation has videos of one class only: its AUC is not defined.[/]", soft_wrap=True)
+
+
+def _blended_share(share: float, reals: int, fakes: int) -> float:
+    """Of fakes, when that share of the reals is made fakes of too."""
+    return (fakes + share * reals) / (fakes + reals)
 
 
 def _some_groups(rows: RowTable, config: TrainConfig) -> RowTable:
@@ -217,7 +235,7 @@ def _check_samples(config: TrainConfig) -> None:
 def _check_splits(config: TrainConfig, counts: dict[Split, Counts]) -> None:
     train, validation = counts["train"], counts["validation"]
     advice = f"--split {config.split} on {config.faces}: %s. Choose another split rule, such as hash:1, or preprocess more videos."
-    if not (train.real_rows and train.fake_rows):
+    if not (train.real_rows and (train.fake_rows or config.self_blend)):
         what = "training has no face" if not (train.real_rows or train.fake_rows) else "training has faces of one class only"
         raise UserError(advice % f"{what} ({train.real_rows} real, {train.fake_rows} fake)")
     if not (validation.real_rows or validation.fake_rows):
@@ -295,5 +313,7 @@ def _initial_weights(config: TrainConfig, train: RowTable) -> dict[str, torch.Te
         try:
             model.fit(batches[0].images, batches[0].sound)  # type: ignore[operator]
         except ValueError as error:
-            raise UserError(f"{config.faces}: too few clips for --model {config.model} ({error}). Preprocess more videos.") from error
+            raise UserError(
+                f"{config.faces}: these clips do not do for --model {config.model} ({error}). Preprocess other or more videos."
+            ) from error
     return model.state_dict()

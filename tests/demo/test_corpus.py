@@ -5,6 +5,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import cv2
@@ -17,10 +18,24 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from dfdc_ray.config import DemoCorpusConfig
-from dfdc_ray.demo.corpus import DEMO_SPLIT, FAKES, SOUND_FAKES, Footage, demo_corpus, demo_split, film, plan_corpus, write_corpus
+from dfdc_ray.demo.corpus import (
+    DEMO_SPLIT,
+    FAKES,
+    SOUND_FAKES,
+    SPARE,
+    Footage,
+    demo_corpus,
+    demo_split,
+    film,
+    identity,
+    other_sound,
+    plan_corpus,
+    write_corpus,
+)
 from dfdc_ray.demo.encode import encode_mp4
-from dfdc_ray.demo.identity import CENTRE
+from dfdc_ray.demo.identity import CENTRE, stream
 from dfdc_ray.demo.scene import FPS, HEIGHT, WIDTH
+from dfdc_ray.demo.voice import speak
 from dfdc_ray.errors import UserError
 
 
@@ -109,6 +124,15 @@ def test_finished_corpus_stays_and_anything_else_is_refused(corpus: Path, tmp_pa
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
 
 
+def test_a_corpus_of_other_fakes_is_refused_by_name(corpus: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"generated corpus \(fakes swap there, sound wanted, version 1 there, 2 wanted\)"):
+        write_corpus(corpus, families=3, seed=7, seconds=0.32, test_families=1, fakes="sound")
+    marker = json.loads((corpus / "corpus.json").read_text())
+    (tmp_path / "corpus.json").write_text(json.dumps(marker | {"version": 2, "fakes": "sound"}))
+    with pytest.raises(UserError, match=r"generated corpus \(fakes sound there, swap wanted, version 2 there, 1 wanted\)"):
+        write_corpus(tmp_path, families=3, seed=7, seconds=0.32, test_families=1)
+
+
 def test_interrupted_run_is_begun_again(tmp_path: Path) -> None:
     (tmp_path / ".partial" / "videos").mkdir(parents=True)
     (tmp_path / ".partial" / "videos" / "half.mp4").write_bytes(b"x")
@@ -176,8 +200,28 @@ def test_sound_fakes_keep_the_picture_and_change_the_sound() -> None:
         assert fake.sound.shape == original.sound.shape
         assert np.corrcoef(rgb(original, 5).ravel(), rgb(fake, 5).ravel())[0, 1] > 0.99
         assert abs(np.corrcoef(fake.sound, original.sound)[0, 1]) < 0.3
-        same_words = np.array_equal(np.sort(fake.sound), np.sort(original.sound))
+        same_words = fake.sound.tobytes() in original.scene.spoken.sound.tobytes()
         assert same_words == (fake.video.method == SOUND_FAKES[0])
+
+
+def test_sound_alone_does_not_tell_a_shift() -> None:
+    """Nothing begins or ends more abruptly in shifted sound: as the largest change of loudness within 10 ms."""
+    real, fake, rolled = [], [], []
+    for family in plan_corpus(families=30, seed=0, test_families=0, fakes="sound"):
+        i = identity(0, family.index)
+        spoken = speak(stream(0, "voice", str(family.index)), seconds=1 + 2 * SPARE, pitch_hz=i.pitch_hz, formant_scale=i.formant_scale)
+        shifted = other_sound(family.videos[1], SimpleNamespace(identity=i, spoken=spoken), seed=0, seconds=1.0)  # type: ignore[arg-type]
+        real.append(abruptness(spoken.cut(SPARE, 1.0).sound))
+        fake.append(abruptness(shifted))
+        rolled.append(abruptness(np.roll(spoken.cut(0.0, 1.0).sound, 6000)))
+    assert roc_auc_score([0] * 30 + [1] * 30, real + rolled) > 0.8  # a first word that comes after a cut one is heard
+    assert 0.35 < roc_auc_score([0] * 30 + [1] * 30, real + fake) < 0.65
+
+
+def abruptness(sound: np.ndarray) -> float:
+    """Of the logarithm of the energy in steps of 5 ms, the largest change over two of them."""
+    energy = np.log((sound[: len(sound) // 80 * 80].reshape(-1, 80) ** 2).mean(1) + 1e-6)
+    return float(np.abs(energy[2:] - energy[:-2]).max())
 
 
 def cheap_features(footage: Footage) -> list[float]:

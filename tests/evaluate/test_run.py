@@ -32,6 +32,8 @@ from dfdc_ray.preprocess.settings import Settings, settings_of
 from dfdc_ray.preprocess.unit import UnitResult, VideoResult, ledger_row
 from dfdc_ray.shards.manifest import read_manifest
 from dfdc_ray.shards.rows import RowTable
+from dfdc_ray.shards.schema import FACES
+from dfdc_ray.shards.write import parquet_bytes
 from dfdc_ray.train import checkpoint, transforms
 
 FRAMES = 4
@@ -291,6 +293,32 @@ def test_clips_are_counted_as_such(faces: Path, best: Path, tmp_path: Path) -> N
     assert any("frames 4 in training, 2 here" in warning for warning in warned)
     with pytest.raises(UserError, match="--sampling clips"):
         _evaluate(faces, tmp_path / "time", tmp_path / "none")
+
+
+def test_a_video_that_a_listening_model_cannot_judge_is_explained(faces: Path, best: Path, tmp_path: Path) -> None:
+    clips = replace(SETTINGS, sampling="clips", frames=2, clips=2, stride=10, sound=True)
+    of_clips = _written(tmp_path / "clips", pq.read_table(faces / "index.parquet").to_pylist(), clips)
+    mute = {"c/f70.mp4": "none", "c/f71.mp4": "damaged: Invalid data"}
+    for file in read_manifest(str(of_clips)).files:
+        rows = pq.read_table(file.uri).to_pylist()
+        for row in rows:
+            row |= {"has_sound": row["video_id"] not in mute, "sound": bytes(6400)}
+        Path(file.uri).write_bytes(parquet_bytes([rows], FACES))
+    ledger = pq.read_table(of_clips / "ledger.parquet").to_pylist()
+    told = [row | {"sound": mute.get(row["video_id"], "ok")} for row in ledger]
+    pq.write_table(pa.Table.from_pylist(told), of_clips / "ledger.parquet")
+    config = json.loads((best / "config.json").read_text()) | {"model": "av_sync", "transform": transforms.recipe(32, "av_sync")}
+    weights = create_model("av_sync").state_dict()
+    checkpoint.save(str(tmp_path / "heard"), weights=weights, config=config | {"faces_config": asdict(clips)}, state=None)
+    videos = _evaluate(of_clips, tmp_path / "heard", tmp_path / "report")["videos"]
+    errors = {v["video_id"]: v["error"] for v in videos if v["score"] is None}
+    assert errors == {
+        "c/f70.mp4": "it has no sound track, and the model listens",
+        "c/f71.mp4": "no face is there with sound throughout one of its core clips (damaged: Invalid data)",
+        "c/f90.mp4": None,
+        "c/f91.mp4": "broken",
+        "c/r9.mp4": "no face is there with sound throughout one of its core clips",
+    }
 
 
 def test_an_empty_split_is_explained(faces: Path, best: Path, tmp_path: Path) -> None:

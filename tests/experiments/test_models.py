@@ -43,6 +43,7 @@ def test_the_budget_is_the_same_for_all() -> None:
         assert task.make.image_size == (256 if task.make.model.startswith("meso") else 224)
     weights = {task.name: task.make.weights for task in _tasks(CONFIG) if isinstance(task.make, TrainConfig)}
     assert (weights["resnet34"], weights["r3d_18"], weights["meso4"]) == ("imagenet", "kinetics", "none")
+    assert weights["resnet34_3d-cutmix"] == "imagenet"
     assert {task.make.weights for task in _tasks(replace(CONFIG, weights="none"))} == {"none"}  # type: ignore[union-attr]
 
 

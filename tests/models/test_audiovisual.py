@@ -104,3 +104,5 @@ def test_pca_is_of_the_clips_it_was_fitted_to() -> None:
     assert (covariance - torch.diag(covariance.diagonal())).abs().max() < 1e-2
     with pytest.raises(ValueError, match="64 principal components"):
         model.fit(x[:4], sound[:4])
+    with pytest.raises(ValueError, match="all clips are alike"):
+        model.fit(torch.full_like(x, 0.5), torch.zeros_like(sound))

@@ -251,6 +251,9 @@ def test_imagenet_is_taken_from_where_the_message_says(
     model = create_model("resnet34")
     load_weights(model, "imagenet")
     assert torch.equal(model.state_dict()["conv1.weight"], imagenet_like["conv1.weight"])
+    deep = create_model("resnet34_3d")
+    load_weights(deep, "imagenet")
+    assert torch.allclose(deep.state_dict()["stem.0.weight"].sum(2), imagenet_like["conv1.weight"], atol=1e-6)
 
 
 def test_packaged_imagenet_weights_are_those_of_the_very_network() -> None:

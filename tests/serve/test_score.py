@@ -15,7 +15,7 @@ import torch
 
 from dfdc_ray.cli import main
 from dfdc_ray.config import PreprocessConfig
-from dfdc_ray.errors import UserError
+from dfdc_ray.errors import StorageError, UserError
 from dfdc_ray.evaluate.scorer import load_scorer
 from dfdc_ray.faces.crop import cut, encode
 from dfdc_ray.models import create_model
@@ -146,6 +146,9 @@ def test_clips_are_scored_as_such(folder: Path, tmp_path: Path) -> None:
     (track,) = found.tracks
     assert len(track.faces) == len(found.frames) == 2
     assert track.coverage == pytest.approx(2 / 3)
+    (tmp_path / "file").write_text("")
+    with pytest.raises((UserError, StorageError), match="file"):
+        score_video(str(folder / "face.mp4"), *load_predictor(str(tmp_path / "best"), frames=4), maps_folder=str(tmp_path / "file"))
 
 
 def test_a_model_that_listens_says_that_there_is_no_sound(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Container
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from dfdc_ray.errors import UserError
 from dfdc_ray.shards import dataset
 from dfdc_ray.shards import order as orders
 from dfdc_ray.shards.dataset import FaceDataset, loader
-from dfdc_ray.shards.manifest import read_manifest
+from dfdc_ray.shards.manifest import Manifest, read_manifest
 from dfdc_ray.shards.order import FixedOrder, ShuffledOrder
 from dfdc_ray.shards.rows import RowTable, clips_of, read_rows, samples_of, split_mask
 from dfdc_ray.shards.schema import FACES
@@ -98,18 +99,33 @@ def test_clips_come_with_their_sound(tmp_path: Path) -> None:
     assert all(torch.equal(a.images, b.images) and not b.sound.numel() for a, b in zip(whole, mute, strict=True))
 
 
-def test_frames_without_sound_are_left_out_for_who_listens(tmp_path: Path) -> None:
+def _heard(manifest: Manifest, frames: Container[int]) -> None:
+    """Write the first shard again with sound at these of its rows alone."""
+    rows = pq.read_table(manifest.files[0].uri).to_pylist()
+    for number, row in enumerate(rows):
+        row |= {"has_sound": number in frames, "sound": bytes(2 * WINDOW) if number in frames else None}
+    Path(manifest.files[0].uri).write_bytes(parquet_bytes([rows], FACES))
+
+
+def test_clips_without_sound_throughout_are_left_out_for_who_listens(tmp_path: Path) -> None:
     faces = write_face_shards(tmp_path / "f", families=1, fakes=1, frames=4, multiplier=1, clip=2)
     manifest = read_manifest(str(faces))
     with pytest.raises(UserError, match="--sampling clips --sound"):
         samples_of(manifest, clips=True, sound=True)
-    rows = pq.read_table(manifest.files[0].uri).to_pylist()
-    for number, row in enumerate(rows):
-        row |= {"has_sound": number != 5, "sound": None if number == 5 else bytes(2 * WINDOW)}
-    data = parquet_bytes([rows], FACES)
-    Path(manifest.files[0].uri).write_bytes(data)
+    _heard(manifest, {0, 1, 2, 3, 4, 6, 7})
     assert samples_of(manifest, clips=True, sound=True).column("frame").tolist() == [0, 20, 20]  # the sixth frame's clip has gone
     assert len(samples_of(manifest, clips=True)) == 4
+
+
+@pytest.mark.parametrize("heard", [{0, 1, 4, 5}, {1, 2, 3, 5, 6, 7}])
+def test_a_clip_that_is_cut_short_by_its_sound_is_no_clip(tmp_path: Path, heard: set[int]) -> None:
+    """Two clips of four frames, neither with sound throughout: what is left of them is not a length of its own."""
+    manifest = read_manifest(str(write_face_shards(tmp_path / "f", families=1, fakes=1, frames=4, multiplier=1, clip=4)))
+    _heard(manifest, heard)
+    with pytest.raises(UserError, match="none of these clips is whole and has sound"):
+        samples_of(manifest, clips=True, sound=True)
+    _heard(manifest, heard | {0, 1, 2, 3})
+    assert samples_of(manifest, clips=True, sound=True).clip_length == 4
 
 
 def test_single_frames_are_no_clips(rows: RowTable) -> None:

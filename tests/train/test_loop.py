@@ -8,14 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import write_face_shards
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from dfdc_ray.config import TrainConfig
+from dfdc_ray.config import Balance, TrainConfig
 from dfdc_ray.errors import UserError
+from dfdc_ray.shards.schema import FACES
+from dfdc_ray.shards.write import parquet_bytes
 from dfdc_ray.train import checkpoint, loop
 from dfdc_ray.train.loop import train_loop
 from dfdc_ray.train.plan import checkpoints, describe, prepare
@@ -128,6 +131,21 @@ def test_a_model_that_listens_resumes_exactly(tmp_path: Path, monkeypatch: pytes
     assert [entry["train_loss"] for entry in train_loop(cut, prepare(cut))] == [entry["train_loss"] for entry in expected]
     again = checkpoint.load(f"{cut.out}/best").weights
     assert all(torch.equal(saved[name], again[name]) for name in saved)
+
+
+def test_videos_left_out_for_want_of_sound_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    faces = write_face_shards(tmp_path / "faces", families=4, fakes=2, frames=4, multiplier=1, clip=4, sound=True)
+    file = sorted((faces / "faces").iterdir())[0]
+    rows = pq.read_table(file).to_pylist()
+    for row in rows:
+        row |= {"has_sound": row["video_id"] == "toy/f00v0.mp4"}  # not the family's fakes
+    file.write_bytes(parquet_bytes([rows], FACES))
+    common = {"faces": str(faces), "out": str(tmp_path / "out"), "split": "parts:0-1/2/3", "weights": "none", "image_size": 32}
+    config = TrainConfig(model="av_sync", batch_size=4, **common)
+    plan = prepare(config)
+    assert (plan.unheard, plan.counts["train"].fake_videos) == (2, 2)
+    describe(plan, config)
+    assert "Left out for want of sound, to which --model av_sync listens: 2 labelled videos" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -266,6 +284,24 @@ def test_labels_that_cannot_be_trained_on(config: TrainConfig, tmp_path: Path, l
     folder = write_face_shards(tmp_path / "f", labels=labels)
     with pytest.raises(UserError, match=message):
         prepare(replace(config, faces=str(folder)))
+
+
+@pytest.mark.parametrize("balance", ["frames", "sample", "groups", "none"])
+def test_self_blended_fakes_are_enough(config: TrainConfig, tmp_path: Path, balance: Balance, capsys: pytest.CaptureFixture[str]) -> None:
+    """As their authors train: on reals alone."""
+    reals = replace(config, faces=str(write_face_shards(tmp_path / "reals", fakes=0)), epochs=1, self_blend=0.25, balance=balance)
+    plan = prepare(reals)
+    assert (plan.prior, plan.drawn[balance][1]) == (0.25, 0)
+    describe(plan, reals)
+    assert "Of the training videos 0.0% are fake" in capsys.readouterr().out
+    (epoch,) = train_loop(reals, plan)
+    assert epoch["video_auc"] is None
+    assert checkpoint.load(f"{reals.out}/best").config["prior"] == 0.25
+    with pytest.raises(UserError, match="one class only"):
+        prepare(replace(reals, self_blend=0.0))
+    mixed = replace(config, out=str(tmp_path / "mixed"), self_blend=0.25, balance=balance)
+    drawn = prepare(mixed).drawn[balance]
+    assert prepare(mixed).prior == pytest.approx((drawn[1] + 0.25 * drawn[0]) / sum(drawn))
 
 
 def test_rows_by_balance(config: TrainConfig) -> None:

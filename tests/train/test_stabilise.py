@@ -2,19 +2,20 @@
 
 import cv2
 import numpy as np
+import pytest
 import torch
 from skimage.data import astronaut
 
 from dfdc_ray.train.stabilise import Stabilise
 
 
-def _clip(*, spot: bool = False) -> torch.Tensor:
-    """uint8 [5,3,160,160]: a face that drifts by 2 pixels and turns by 1 degree a frame."""
+def _clip(*, width: int = 160, height: int = 160, spot: bool = False) -> torch.Tensor:
+    """uint8 [5,3,H,W]: a face that drifts by 2 pixels and turns by 1 degree a frame."""
     face, frames = astronaut(), []
     for n in range(5):
         matrix = cv2.getRotationMatrix2D((225.0, 110.0), 1.0 * (n - 2), 1.0)
-        matrix[:, 2] += (2.0 * (n - 2) - 145, 1.0 * (n - 2) - 30)
-        frame = cv2.warpAffine(face, matrix, (160, 160))
+        matrix[:, 2] += (2.0 * (n - 2) - 225 + width / 2, 1.0 * (n - 2) - 110 + height / 2)
+        frame = cv2.warpAffine(face, matrix, (width, height))
         if spot and n == 3:
             cv2.circle(frame, (80, 95), 5, (255, 255, 255), -1)
         frames.append(frame)
@@ -23,12 +24,14 @@ def _clip(*, spot: bool = False) -> torch.Tensor:
 
 def _changes(clip: torch.Tensor) -> torch.Tensor:
     """Mean absolute difference from the middle frame within the face, by frame."""
-    inner = clip[:, :, 40:120, 45:115].float()
+    height, width = clip.shape[-2:]
+    inner = clip[:, :, height // 4 : 3 * height // 4, round(0.28 * width) : round(0.72 * width)].float()
     return (inner - inner[2]).abs().mean((1, 2, 3))
 
 
-def test_a_moving_head_stands_still() -> None:
-    clip = _clip()
+@pytest.mark.parametrize(("width", "height"), [(160, 160), (100, 200), (200, 100)])
+def test_a_moving_head_stands_still(width: int, height: int) -> None:
+    clip = _clip(width=width, height=height)
     before, after = _changes(clip), _changes(Stabilise()(clip))
     assert (before[[0, 1, 3, 4]] > 8).all()
     assert (after < 0.35 * before.clamp(min=1)).all()
@@ -39,6 +42,17 @@ def test_what_changes_in_the_face_is_still_seen() -> None:
     without, spotted = (_changes(Stabilise()(_clip(spot=spot))) for spot in (False, True))
     assert spotted[3] > without[3] + 0.5
     assert torch.allclose(spotted[:2], without[:2])
+
+
+@pytest.mark.parametrize(("step", "width", "grey"), [(25, 60, 200), (25, 60, 20), (25, 90, 120)])
+def test_what_passes_before_a_still_face_does_not_move_it(step: int, width: int, grey: int) -> None:
+    """Step and width in pixels of 224."""
+    face = cv2.resize(astronaut()[30:190, 145:305], (224, 224))
+    frames = np.stack([face] * 8)
+    for n, frame in enumerate(frames):
+        frame[60:200, n * step : n * step + width] = grey
+    clip = torch.from_numpy(frames).permute(0, 3, 1, 2)
+    assert torch.equal(Stabilise()(clip), clip)
 
 
 def test_what_cannot_be_followed_stays_as_it_is() -> None:

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 
 from dfdc_ray.video.decode import probe
-from dfdc_ray.video.sound import RATE, WINDOW, sound_around
+from dfdc_ray.video.sound import RATE, WINDOW, _take, sound_around
 
 SECONDS, FPS = 3.0, 25
 
@@ -79,6 +79,45 @@ def test_sound_is_where_the_frames_are(options: dict, late: float) -> None:
     assert _middle(windows[0]) == pytest.approx(0, abs=0.03 if options.get("container") == "avi" else 0.005)
     assert _middle(windows[1]) == pytest.approx(0, abs=0.03 if options.get("container") == "avi" else 0.005)
     assert _middle(windows[2]) - _middle(windows[1]) == pytest.approx(0.02, abs=0.002)
+
+
+@pytest.mark.parametrize("container", ["mp4", "matroska", "flv", "mpegts"])
+def test_pieces_of_sound_join_without_clicks(container: str) -> None:
+    """A tone is all that is heard (to 25 dB, as the codec leaves it), also where the container's clock counts milliseconds."""
+    rate = 44_100
+    tone = 0.5 * np.sin(2 * np.pi * 300 * np.arange(int(SECONDS * rate)) / rate).astype(np.float32)
+    windows, _ = sound_around(_video(tone, rate=rate, container=container), [0.5, 0.9, 1.3])
+    phase = 2 * np.pi * 300 * np.arange(WINDOW) / RATE
+    waves = np.stack((np.sin(phase), np.cos(phase)), 1)
+    for window in windows:
+        assert window is not None
+        heard = window.astype(np.float64)
+        rest = heard - waves @ np.linalg.lstsq(waves, heard, rcond=None)[0]
+        assert 10 * np.log10((heard**2).sum() / (rest**2).sum()) > 25
+
+
+def test_where_the_clock_jumps_or_drifts_it_is_followed() -> None:
+    """Pieces of 20 ms: half a second of them is missing; or each is 1 ms longer by the clock than by its samples."""
+    whole, (starts, samples, there) = 320, (np.array([0, 16_000]), np.zeros((2, WINDOW), np.int16), np.zeros(2, np.int64))
+    end = None
+    for n in [*range(25), *range(50, 60)]:
+        end = _take([_piece(n * whole, n + 1)], end, starts, samples, there)
+    assert end == 60 * whole
+    assert (samples[1] == np.repeat(np.arange(51, 61), whole)).all()
+
+    end, late = None, []
+    for n in range(200):
+        end = _take([_piece(n * (whole + 16), 1)], end, starts, samples, there)
+        assert end is not None
+        late.append(n * (whole + 16) + whole - end)
+    assert 0 <= min(late) < max(late) < whole
+
+
+def _piece(pts: int, value: int) -> av.AudioFrame:
+    """20 ms of this value that begin at this sample."""
+    frame = av.AudioFrame.from_ndarray(np.full((1, 320), value, np.int16), format="s16", layout="mono")
+    frame.sample_rate, frame.pts, frame.time_base = RATE, pts, Fraction(1, RATE)
+    return frame
 
 
 def test_times_are_those_of_the_frames() -> None:
