@@ -38,9 +38,7 @@ SECONDS = 2.0
 MAX_PARTS = 8
 SOUND_FAKES = ("drawn_sound_shift", "drawn_sound_other")
 SHIFTS = (0.25, 1.0)  # seconds, either way
-SPARE = (
-    1.25  # seconds of voice before and after what an original has of it: the longest shift does not reach the silence before the first word
-)
+SPARE = 1.25  # seconds of voice before and after an original's: the longest shift does not reach the silence before the first word
 MARKER = "corpus.json"  # written last: the corpus is whole
 PARTIAL = ".partial"
 README = """GENERATED: says nothing about real fakes.
