@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from dfdc_ray.models import NAMES, create_model, takes_clips
+from dfdc_ray.models import NAMES, create_model, takes_clips, takes_sound
 from dfdc_ray.train.loop import schedule
 from dfdc_ray.train.objectives import Siamese, bce, for_training, l2, triplet
+from dfdc_ray.video.sound import WINDOW
 
 LOGITS = torch.tensor([0.0, math.log(3)])  # probabilities 1/2 and 3/4
 TARGETS = torch.tensor([1.0, 0.0])
@@ -81,9 +82,9 @@ def test_a_batch_of_one_class_has_no_triplets() -> None:
 def test_every_model_has_features_for_triplets(name: str) -> None:
     model = create_model(name)
     side = 256 if name.startswith("meso") else 64
-    logits, features = for_training(model, "triplet")(
-        torch.rand(2, 8, 3, side, side) if takes_clips(name) else torch.rand(2, 3, side, side)
-    )
+    inputs = [torch.rand(2, 8, 3, side, side) if takes_clips(name) else torch.rand(2, 3, side, side)]
+    inputs += [torch.rand(2, 8, WINDOW)] if takes_sound(name) else []
+    logits, features = for_training(model, "triplet")(*inputs)
     assert logits.shape == (2,)
     assert features.shape == (2, model.get_submodule(_last_layer(model)).in_features)
 
