@@ -79,7 +79,7 @@ class MfccLstm(_AudioVisual):
 class AVSync(_AudioVisual):
     """Each stream gives an embedding for each frame; the likeness of picture i to sound i + k, averaged over i, for each offset k."""
 
-    HEAD = ("decide.",)
+    HEAD = ("decide.3.",)
     OFFSETS = 3  # frames either way
 
     def __init__(self) -> None:
