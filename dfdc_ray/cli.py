@@ -16,6 +16,7 @@ from dfdc_ray import config
 from dfdc_ray.bench import config as bench
 from dfdc_ray.console import console, errors
 from dfdc_ray.errors import StorageError, UserError
+from dfdc_ray.experiments import config as experiments
 
 # Functions by name, imported when called: `dfdc-ray index` shall not wait for torch and Ray.
 COMMANDS: dict[str, tuple[type, str]] = {
@@ -30,9 +31,9 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "calibrate": (config.CalibrateConfig, "dfdc_ray.evaluate.run:calibrate"),
     "evaluate": (config.EvaluateConfig, "dfdc_ray.evaluate.run:evaluate"),
     "predict": (config.PredictConfig, "dfdc_ray.serve.score:predict"),
-    "experiments report": (config.ExperimentsConfig, "dfdc_ray.experiments.run:report"),
-    "experiments models": (config.ModelsConfig, "dfdc_ray.experiments.run:models"),
-    "experiments bonettini": (config.BonettiniConfig, "dfdc_ray.experiments.run:models"),
+    "experiments report": (experiments.ExperimentsConfig, "dfdc_ray.experiments.run:report"),
+    "experiments models": (experiments.ModelsConfig, "dfdc_ray.experiments.run:models"),
+    "experiments bonettini": (experiments.BonettiniConfig, "dfdc_ray.experiments.run:models"),
     "demo": (config.DemoConfig, "dfdc_ray.demo.run:demo"),
     "demo-corpus": (config.DemoCorpusConfig, "dfdc_ray.demo.corpus:demo_corpus"),
     "doctor": (config.DoctorConfig, "dfdc_ray.doctor:doctor"),

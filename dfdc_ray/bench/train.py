@@ -67,7 +67,7 @@ class _Memory:
         return [torch.from_numpy(self.found[key]) for key in wanted]
 
     def sound(self, wanted: Sequence[tuple[int, int]]) -> torch.Tensor:
-        raise NotImplementedError  # single frames have none
+        raise AssertionError("single frames have no sound")
 
 
 class _InMemory(FaceDataset):

@@ -5,7 +5,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dfdc_ray.config import Balance, ExperimentsConfig, Objective
+from dfdc_ray.config import Balance, Objective
+from dfdc_ray.experiments.config import ExperimentsConfig
 from dfdc_ray.experiments.regroup import By
 
 MAJORITY = 0.8075  # the report's numbers, frame accuracy on the Kaggle sample; its split is not stated

@@ -7,9 +7,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from dfdc_ray import storage
-from dfdc_ray.config import CombineConfig, EvaluateConfig, ModelsConfig, Objective, PreprocessConfig, TrainConfig
+from dfdc_ray.config import CombineConfig, EvaluateConfig, Objective, PreprocessConfig, TrainConfig
 from dfdc_ray.errors import UserError
 from dfdc_ray.experiments.cells import folder_name
+from dfdc_ray.experiments.config import ModelsConfig
 from dfdc_ray.models import NAMES, create_model, only_side, pretrained, takes_clips, takes_sound
 from dfdc_ray.train.plan import MAY_CHANGE
 from dfdc_ray.video.sound import WINDOW

@@ -7,9 +7,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dfdc_ray.config import ModelsConfig
 from dfdc_ray.console import markdown_table
 from dfdc_ray.evaluate import plots
+from dfdc_ray.experiments.config import ModelsConfig
 from dfdc_ray.experiments.models import Task
 from dfdc_ray.models import takes_clips
 

@@ -25,13 +25,14 @@ from rich.markup import escape
 
 from dfdc_ray import storage
 from dfdc_ray.cluster.run import connect, cores, joined, require
-from dfdc_ray.config import CombineConfig, EvaluateConfig, ExperimentsConfig, ModelsConfig, PreprocessConfig, TrainConfig
+from dfdc_ray.config import CombineConfig, EvaluateConfig, PreprocessConfig, TrainConfig
 from dfdc_ray.console import Work, console
 from dfdc_ray.errors import UserError
 from dfdc_ray.evaluate.combine import combine
 from dfdc_ray.evaluate.run import evaluate, write_report
 from dfdc_ray.experiments import models_table
 from dfdc_ray.experiments.cells import IMPROVED_NAME, Cell, cells, curve
+from dfdc_ray.experiments.config import ExperimentsConfig, ModelsConfig
 from dfdc_ray.experiments.models import Task, chosen, combinations, faces_of, macs_a_video, parameters, trainings
 from dfdc_ray.experiments.regroup import regroup
 from dfdc_ray.experiments.table import Line, console_table, markdown

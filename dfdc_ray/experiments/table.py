@@ -8,10 +8,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dfdc_ray.config import ExperimentsConfig
 from dfdc_ray.console import markdown_table
 from dfdc_ray.evaluate.metrics import FEW_GROUPS
 from dfdc_ray.experiments.cells import CENTRE_NAME, IMPROVED_NAME, MAJORITY, SECONDS_NAME, Cell
+from dfdc_ray.experiments.config import ExperimentsConfig
 
 _HEAD = (
     "what",

@@ -11,10 +11,11 @@ from typing import Any
 import cv2
 import pytest
 
-from dfdc_ray.config import BonettiniConfig, CombineConfig, ModelsConfig, TrainConfig
+from dfdc_ray.config import CombineConfig, TrainConfig
 from dfdc_ray.demo.corpus import write_corpus
 from dfdc_ray.errors import UserError
 from dfdc_ray.experiments import models_table
+from dfdc_ray.experiments.config import BonettiniConfig, ModelsConfig
 from dfdc_ray.experiments.models import COMBINATIONS, Task, chosen, combinations, faces_of, macs_a_video, trainings
 from dfdc_ray.models import NAMES, takes_clips
 

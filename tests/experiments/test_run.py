@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from dfdc_ray.config import ExperimentsConfig, TrainConfig
+from dfdc_ray.config import TrainConfig
 from dfdc_ray.demo.corpus import demo_split, write_corpus
 from dfdc_ray.errors import UserError
 from dfdc_ray.experiments import run
 from dfdc_ray.experiments.cells import IMPROVED_NAME, Cell
+from dfdc_ray.experiments.config import ExperimentsConfig
 from dfdc_ray.experiments.table import Line
 from dfdc_ray.train.loop import train_loop
 from dfdc_ray.train.plan import prepare

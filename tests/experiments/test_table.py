@@ -3,8 +3,8 @@
 from dataclasses import replace
 from typing import Any
 
-from dfdc_ray.config import ExperimentsConfig
 from dfdc_ray.experiments.cells import IMPROVED_NAME, cells, curve
+from dfdc_ray.experiments.config import ExperimentsConfig
 from dfdc_ray.experiments.table import Line, markdown
 
 CONFIG = ExperimentsConfig(corpus=("videos",), out="out")
