@@ -75,7 +75,7 @@ class ModelsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BonettiniConfig(ModelsConfig):
-    """The same with Bonettini et al. 2020's networks, split of DFDC's parts, frames and learning rate; docs/models.md says what differs."""
+    """`experiments models` with Bonettini et al. 2020's networks, split, frames and learning rate; docs/models.md says what differs."""
 
     split: str = "parts:0-34/35-39/40-49"
     detectors: tuple[str, ...] = (
