@@ -60,7 +60,7 @@ lock:
 	$(PYTHON) -m venv "$$tmp"; "$$tmp/bin/python" -m pip --disable-pip-version-check install --quiet uv; \
 	compile="$$tmp/bin/uv pip compile pyproject.toml --python-version 3.11 --overrides requirements/overrides.txt --quiet \
 		--generate-hashes --no-header --no-emit-index-url"; \
-	$$compile --extra train --extra dev --output-file requirements/all.lock; \
+	$$compile --extra train --extra serve --extra docs --extra dev --output-file requirements/all.lock; \
 	$$compile --constraints requirements/all.lock --output-file requirements/preprocess.lock
 
 clean:

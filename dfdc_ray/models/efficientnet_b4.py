@@ -16,6 +16,7 @@ class EfficientNetB4(nn.Module):
 
     PRETRAINED = MappingProxyType({"imagenet": EfficientNet_B4_Weights.IMAGENET1K_V1})
     HEAD: tuple[str, ...] = ("classifier.",)
+    MAPS = "features.8"
     CHANNELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     SIDE = None
     CLIPS = False

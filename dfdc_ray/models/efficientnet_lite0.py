@@ -35,6 +35,7 @@ class EfficientNetLite0(nn.Module):
 
     PRETRAINED = MappingProxyType({"imagenet": _packaged})
     HEAD = ("body.classifier.",)
+    MAPS = "body.bn2"
     CHANNELS = ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     SIDE = None
     CLIPS = False

@@ -16,6 +16,7 @@ class _MesoNet(nn.Module):
 
     PRETRAINED: Mapping[str, Any] = MappingProxyType({})
     HEAD = ("classify.",)
+    MAPS = "features.10"
     CHANNELS = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # 0..1, as it is
     CLIPS = False
     SIDE = 256  # the classifier is connected to every place of an 8x8 map

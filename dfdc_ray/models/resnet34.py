@@ -11,6 +11,7 @@ class ResNet34(ResNet):
 
     PRETRAINED = MappingProxyType({"imagenet": ResNet34_Weights.IMAGENET1K_V1})
     HEAD = ("fc.",)
+    MAPS = "layer4"
     CHANNELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     SIDE = None
     CLIPS = False

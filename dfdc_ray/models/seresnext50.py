@@ -16,6 +16,7 @@ class SEResNeXt50(nn.Module):
 
     PRETRAINED: Mapping[str, Any] = MappingProxyType({})
     HEAD = ("body.fc.",)
+    MAPS = "body.layer4"
     CHANNELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
     SIDE = None
     CLIPS = False

@@ -20,6 +20,7 @@ class _Clips(VideoResNet):
     """float32 [N,T,3,S,S] -> logits [N]. Parameters keep torchvision's names, so that its weights load as they are."""
 
     HEAD = ("fc.",)
+    MAPS = "layer4"
     CHANNELS = _KINETICS
     SIDE = None
     CLIPS = True

@@ -9,12 +9,14 @@ import torch
 from matplotlib.figure import Figure
 from torch.nn import functional
 
+from dfdc_ray import storage
 from dfdc_ray.errors import UserError
 from dfdc_ray.evaluate import plots
 from dfdc_ray.evaluate.members import Member
 from dfdc_ray.evaluate.scorer import Scorer
 from dfdc_ray.faces.crop import decode
 from dfdc_ray.models.chroma import chroma_maps
+from dfdc_ray.serve.judge import Evidence
 from dfdc_ray.train import transforms
 
 MOST = 8  # pictures in a row
@@ -36,6 +38,14 @@ def name_of(uri: str) -> str:
     """The picture's name for a video; two videos of one name have two."""
     stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in PurePosixPath(uri).stem)
     return f"{stem}-{hashlib.sha256(uri.encode()).hexdigest()[:6]}.png"
+
+
+def write(scorer: Scorer, evidence: Evidence, folder: str) -> None:
+    """The picture of a scored video, into a folder or s3:// prefix; none of a video without a score."""
+    if evidence.pictures:
+        uri, times = evidence.video.uri, [row["time_s"] for row in evidence.rows]
+        drawn = draw(scorer, evidence.pictures, evidence.scores, times, title=PurePosixPath(uri).name)
+        storage.write_bytes(storage.join(folder, name_of(uri)), drawn)
 
 
 def draw(scorer: Scorer, pictures: Sequence[Sequence[bytes]], scores: Sequence[float], times: Sequence[float], *, title: str) -> bytes:

@@ -16,7 +16,7 @@ from dfdc_ray.evaluate.aggregate import MIN_COVERAGE_PERCENT
 from dfdc_ray.evaluate.metrics import THRESHOLD
 
 if TYPE_CHECKING:
-    from dfdc_ray.serve.score import FrameScore, VideoScore
+    from dfdc_ray.serve.judge import FrameScore, VideoScore
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 64  # characters of the timeline

@@ -20,6 +20,7 @@ from dfdc_ray.evaluate.scorer import load_scorer
 from dfdc_ray.faces.crop import cut, encode
 from dfdc_ray.models import create_model
 from dfdc_ray.preprocess.settings import settings_of
+from dfdc_ray.serve import maps
 from dfdc_ray.serve.score import load_predictor, score_video
 from dfdc_ray.train import checkpoint, transforms
 
@@ -101,7 +102,7 @@ def _run(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[int, s
 @pytest.fixture(scope="module")
 def found(folder: Path, best: Path) -> Any:
     """The score of face.mp4 with 8 frames."""
-    return score_video(str(folder / "face.mp4"), *load_predictor(str(best), frames=8))
+    return score_video(str(folder / "face.mp4"), *load_predictor(str(best), frames=8)).video
 
 
 def test_the_face_is_found_where_it_is(found: Any) -> None:
@@ -141,27 +142,28 @@ def test_clips_are_scored_as_such(folder: Path, tmp_path: Path) -> None:
     clips = settings_of(PreprocessConfig(corpus=("unused",), out="unused", sampling="clips", frames=4, clips=8))
     config = {"model": "r3d_18", "transform": transforms.recipe(32, "r3d_18"), "faces_config": asdict(clips)}
     checkpoint.save(str(tmp_path / "best"), weights=create_model("r3d_18").state_dict(), config=config, state=None)
-    found = score_video(str(folder / "face.mp4"), *load_predictor(str(tmp_path / "best"), frames=12))
+    found = score_video(str(folder / "face.mp4"), *load_predictor(str(tmp_path / "best"), frames=12)).video
     assert (found.status, found.frames_sampled) == ("ok", 3)
     (track,) = found.tracks
     assert len(track.faces) == len(found.frames) == 2
     assert track.coverage == pytest.approx(2 / 3)
     (tmp_path / "file").write_text("")
+    scorer, detector, settings = load_predictor(str(tmp_path / "best"), frames=4)
     with pytest.raises((UserError, StorageError), match="file"):
-        score_video(str(folder / "face.mp4"), *load_predictor(str(tmp_path / "best"), frames=4), maps_folder=str(tmp_path / "file"))
+        maps.write(scorer, score_video(str(folder / "face.mp4"), scorer, detector, settings), str(tmp_path / "file"))
 
 
 def test_a_model_that_listens_says_that_there_is_no_sound(folder: Path, tmp_path: Path) -> None:
     clips = settings_of(PreprocessConfig(corpus=("unused",), out="unused", sampling="clips", frames=4, clips=8, sound=True))
     config = {"model": "av_sync", "transform": transforms.recipe(32, "av_sync"), "faces_config": asdict(clips)}
     checkpoint.save(str(tmp_path / "best"), weights=create_model("av_sync").state_dict(), config=config, state=None)
-    found = score_video(str(folder / "face.mp4"), *load_predictor(str(tmp_path / "best"), frames=12))
+    found = score_video(str(folder / "face.mp4"), *load_predictor(str(tmp_path / "best"), frames=12)).video
     assert (found.status, found.stage, found.score) == ("error", "sound", None)
     assert found.error == "the model listens, and it has no sound track"
 
 
 def test_whole_frames_need_no_face(folder: Path, best_of_frames: Path) -> None:
-    found = score_video(str(folder / "empty.mp4"), *load_predictor(str(best_of_frames), frames=3))
+    found = score_video(str(folder / "empty.mp4"), *load_predictor(str(best_of_frames), frames=3)).video
     assert found.status == "ok"
     (track,) = found.tracks
     assert track.coverage == 1

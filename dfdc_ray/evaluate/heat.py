@@ -1,0 +1,77 @@
+"""Heat maps: which places of a face, or of a clip's frames, spoke for a fake. Grad-CAM (Selvaraju et al. 2017), by captum."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from captum.attr import LayerGradCam
+from matplotlib import colormaps
+from torch.nn import functional
+
+from dfdc_ray.evaluate.members import Member
+from dfdc_ray.evaluate.scorer import Scorer
+from dfdc_ray.faces.crop import decode
+from dfdc_ray.train import transforms
+from dfdc_ray.train.validation import to_device
+
+_BATCH, _CLIPS = 16, 2
+_OPACITY = 0.55  # of the hottest place
+
+
+def explains(member: Member) -> bool:
+    """Whether a model has maps before its last pooling, in whose places the score can be shared out."""
+    return hasattr(member.model, "MAPS")
+
+
+def heat_maps(scorer: Scorer, pictures: Sequence[Sequence[bytes]]) -> tuple[np.ndarray, np.ndarray] | None:
+    """The pictures as the first of the models with maps sees them, uint8 [N,S,S,3] (of clips [N,T,S,S,3]), and their heat, float32 0..1 of
+    the same size: what raised the logit, the hottest place of all pictures 1. None where no model has maps.
+
+    pictures: encoded faces, one each, or the frames of each clip, as `Scorer.score` takes them. Of several models the maps are added as
+    their logits are.
+    """
+    members = [member for member in scorer.members if explains(member)]
+    if not members or not pictures:
+        return None
+    faces = [torch.stack([torch.from_numpy(decode(one)).permute(2, 0, 1) for one in each]) for each in pictures]
+    seen = _seen(members[0], faces)
+    total = torch.zeros(())
+    for member in members:
+        total = total + member.weight * functional.interpolate(_heat(scorer, member, faces), seen.shape[-2:], mode="bilinear")
+    total = total.clamp(min=0)
+    heat: np.ndarray = (total / total.max().clamp(min=torch.finfo(torch.float32).tiny)).numpy()
+    shown = (seen.clamp(0, 1) * 255).round().to(torch.uint8).movedim(-3, -1).numpy()
+    return (shown, heat) if scorer.clips else (shown[:, 0], heat[:, 0])
+
+
+def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """uint8 [H,W,3] and float [H,W] in 0..1 -> uint8 [H,W,3]: cold places as they are, hot ones from violet to yellow."""
+    colours = colormaps["plasma"](heat)[..., :3] * 255
+    weight = _OPACITY * np.sqrt(heat)[..., None]
+    mixed: np.ndarray = (picture * (1 - weight) + colours * weight).round().astype(np.uint8)
+    return mixed
+
+
+def _seen(member: Member, faces: Sequence[torch.Tensor]) -> torch.Tensor:
+    """float32 [N,T,3,S,S], RGB in 0..1, of what a model is given."""
+    mean, std = (torch.tensor(member.transform[name])[:, None, None] for name in ("mean", "std"))
+    way = transforms.evaluation(member.transform)
+    return torch.stack([way(each) for each in faces]) * std + mean
+
+
+def _heat(scorer: Scorer, member: Member, faces: Sequence[torch.Tensor]) -> torch.Tensor:
+    """float32 [N,T,h,w], not below 0: Grad-CAM of the logit at the model's maps; those of fewer frames are stretched over all."""
+    cam = LayerGradCam(member.model, member.model.get_submodule(str(member.model.MAPS)))
+    way = transforms.evaluation(member.transform)
+    found = []
+    step = _CLIPS if member.clips else _BATCH
+    for first in range(0, len(faces), step):
+        clips = torch.stack([way(each) for each in faces[first : first + step]])
+        n, t = clips.shape[:2]
+        (images,) = to_device(clips if member.clips else clips.flatten(0, 1), torch.empty(0), scorer.device)
+        heat = cam.attribute(images, relu_attributions=True).detach().float().cpu()
+        if member.clips:
+            found.append(functional.interpolate(heat, (t, *heat.shape[-2:]), mode="trilinear")[:, 0])
+        else:
+            found.append(heat.unflatten(0, (n, t))[:, :, 0])
+    return torch.cat(found)

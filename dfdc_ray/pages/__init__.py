@@ -1,0 +1,42 @@
+"""HTML pages in one file each: no script, no network, light and dark, readable on a telephone and in print.
+
+`render("coverage.html", ...)` fills a template of this folder (Jinja2). Whatever is put in is shown as the text that it is; markup is made
+by templates alone. `base.html` is the frame of every page, `parts.html` has the pieces: tiles, tables, pictures, bars.
+"""
+
+import base64
+import functools
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+
+def render(template: str, /, **values: object) -> bytes:
+    """The whole page. base.html wants title, and made_from (what the page was made from, for who would make it again)."""
+    return _environment().get_template(template).render(**values).encode("utf-8", "replace")
+
+
+def percent(part: float, whole: float) -> str:
+    """`3.4%`; never 0 % for something, nor 100 % for less than all."""
+    if not whole:
+        return "-"
+    if 0 < part / whole < 0.0005:
+        return "<0.1%"
+    if 0.9995 <= part / whole < 1:
+        return ">99.9%"
+    return f"{part / whole:.1%}"
+
+
+def data_uri(picture: bytes) -> str:
+    """A PNG or JPEG as it stands within a page."""
+    kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+
+
+@functools.cache
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("dfdc_ray.pages", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters["data_uri"] = data_uri
+    environment.globals["percent"] = percent
+    return environment
