@@ -180,7 +180,7 @@ def _report(
         by_video = _metrics(videos, after, prior, scorer.probability)
         changed.append(Robustness(change=name, video=by_video, frame=binary_metrics(frame_scores, frame_labels)))
     return Report(
-        title=f"{scorer.config['model']} on the {config.split} split",
+        title=f"{scorer.config['model']} on " + ("all videos" if config.split == "all" else f"the {config.split} split"),
         protocol=protocol(config, scorer, manifest, judged, frames_scored=len(in_frames[0])),
         warnings=warnings,
         video=judge(

@@ -217,6 +217,16 @@ def test_groups_of_another_corpus_cannot_be_compared_by_name(faces: Path, best: 
     assert warning.startswith("ANOTHER CORPUS than those of training (c): ")
 
 
+def test_all_of_another_corpus_is_judged_whatever_the_rule(faces: Path, best: Path, tmp_path: Path) -> None:
+    """By the checkpoint's rule nothing of it is in the test split."""
+    changed = _changed(best, tmp_path / "changed", train_groups=["dfdc/part:0"], split="parts:0-9/20/30")
+    report = _evaluate(faces, changed, tmp_path / "report", split="all")
+    assert (report["video"]["metrics"]["n"], report["video"]["groups"], report["videos_unlabelled"]) == (40, 10, 1)
+    assert report["protocol"]["split"] == "all"
+    with pytest.raises(UserError, match=r"6 of the 10 groups of .* trained on \(c/part:0"):
+        _evaluate(faces, best, tmp_path / "report", split="all")
+
+
 def test_training_data_is_judged_on_request_and_says_so(faces: Path, best: Path, tmp_path: Path) -> None:
     report = _evaluate(faces, best, tmp_path / "report", split="train")
     assert report["protocol"]["groups"] == 6
