@@ -8,6 +8,7 @@ REAL and FAKE in any case, or 0 and 1 (fake). In a folder a subfolder of real/ o
 import csv
 import io
 import posixpath
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +26,7 @@ _IMAGE_COLUMNS = ("jpeg", "png", "image")
 _FACTS = ("video", "label", "original", "method", "part", "group", "frame")
 _LABELS = {"REAL": "REAL", "FAKE": "FAKE", "0": "REAL", "1": "FAKE"}
 _CACHE = 1 << 30  # bytes of a table's row groups that are held
+_WHOLE_FLOAT = re.compile(r"\A(-?[0-9]+)\.0\Z")  # how pandas writes a whole number that stood beside empty cells
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def _csv(uri: str) -> Iterator[Crop]:
         if not row["path"]:
             raise UserError(f"{uri}, line {line}: no path.")
         path = row["path"] if storage.is_s3(row["path"]) or row["path"].startswith("/") else storage.join(folder, row["path"])
-        facts = {name: row.get(name) or None for name in _FACTS}
+        facts = {name: _WHOLE_FLOAT.sub(r"\1", row.get(name) or "") for name in _FACTS}
         yield _crop(facts, given=uri, source=path, where=f"{uri}, line {line}", read=partial(storage.read_bytes, path))
 
 

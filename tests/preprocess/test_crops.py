@@ -128,6 +128,20 @@ def write_csv(folder: Path, rows: list[dict[str, str]]) -> str:
     return str(folder / "list.csv")
 
 
+def test_whole_numbers_of_a_csv_that_pandas_made_floats(tmp_path):
+    """A column with empty cells comes as 10.0: a fake would have another family than its original."""
+    (tmp_path / "a.jpg").write_bytes(picture(0))
+    names = ("path", "video", "label", "original", "part", "frame")
+    lines = [("a.jpg", "10", "0.0", "", "3.0", "4.0"), ("a.jpg", "11", "1.0", "10.0", "", ""), ("a.jpg", "x.0", "1", "", "", "")]
+    found = imported(tmp_path / "out", write_csv(tmp_path, [dict(zip(names, line, strict=True)) for line in lines]), corpus="c")
+    facts = {row["video_id"]: (row["label"], row["family_id"], row["group_id"], row["frame"]) for row in found}
+    assert facts == {
+        "c/10": ("REAL", "c/10", "c/part:3", 4),
+        "c/11": ("FAKE", "c/10", "c/part:3", 0),
+        "c/x.0": ("FAKE", "c/x.0", "c/family:x.0", 0),
+    }
+
+
 def test_a_csv_and_what_is_damaged_or_absent(tmp_path, capsys):
     (tmp_path / "pictures").mkdir()
     for i in range(2):
