@@ -17,8 +17,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.markup import escape
 
 from dfdc_ray import storage
+from dfdc_ray.console import console
 from dfdc_ray.errors import UserError
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
@@ -133,14 +135,23 @@ def _csv(uri: str) -> Iterator[Crop]:
 
 def _folder(uri: str) -> Iterator[Crop]:
     entries = [entry for entry in storage.list_dir(uri, recursive=True) if not entry.is_dir and entry.name.lower().endswith(PICTURES)]
+    alone = 0
     for entry in entries:
         label, _, below = entry.name.partition("/")
         if label.lower() not in ("real", "fake"):
             raise UserError(f"{entry.uri}: a picture outside of {uri}/real and {uri}/fake. Give the folder that holds these two.")
         folder, name = posixpath.split(below)
         video = f"{label.lower()}/{folder or posixpath.splitext(name)[0]}"
+        alone += not folder
         read = partial(storage.read_bytes, entry.uri)
         yield _crop({"video": video, "label": label}, given=uri, source=entry.uri, where=entry.uri, read=read)
+    if alone:
+        console.print(
+            f"[yellow]{alone} pictures lie directly in real/ and fake/ of {escape(uri)}: each counts as a video by itself. If some are "
+            "frames of one video, they can fall into training and test: put those of each video into a folder, or give a CSV with the "
+            "column video.[/]",
+            soft_wrap=True,
+        )
 
 
 def _require(uri: str, names: Any, needed: tuple[str, ...]) -> None:

@@ -105,7 +105,7 @@ def test_an_output_of_other_videos_is_left_as_it_is(tmp_path):
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
-def test_a_folder(tmp_path):
+def test_a_folder(tmp_path, capsys):
     for name in ("real/one.jpg", "Fake/two/0.png", "Fake/two/1.png", "Fake/three.JPEG"):
         (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "set" / name).write_bytes(picture(len(name), extension=".png" if "png" in name else ".jpg"))
@@ -118,6 +118,12 @@ def test_a_folder(tmp_path):
         ("crops/real/one", "REAL", 0),
     ]
     assert {r["group_id"] for r in rows} == {"crops/family:fake/three", "crops/family:fake/two", "crops/family:real/one"}
+    assert "2 pictures lie directly in real/ and fake/" in " ".join(capsys.readouterr().out.split())
+    for name in ("real/one.jpg", "Fake/three.JPEG"):
+        (tmp_path / "set" / name).unlink()
+    capsys.readouterr()
+    imported(tmp_path / "two", str(tmp_path / "set"))
+    assert "directly" not in capsys.readouterr().out
 
 
 def write_csv(folder: Path, rows: list[dict[str, str]]) -> str:
