@@ -1,7 +1,7 @@
 """Which videos an evaluation is about: all labelled ones of a split, also those without a face, and none that was trained on."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -70,6 +70,23 @@ def split_videos(faces: str, rule: str, split: Judged) -> SplitVideos:
             "Give another --split, or a faces folder with more groups."
         )
     return SplitVideos(labelled, len(rows) - len(known), methods, families)
+
+
+def fitting_videos(faces: str, checkpoint: Mapping[str, Any], *, uri: str) -> SplitVideos:
+    """The validation videos that something may be fitted to: those of groups that the checkpoint says it was chosen by.
+
+    No others, since `evaluate` would then judge by them: it knows only the groups that the checkpoint says. UserError if there are none,
+    or one was trained on.
+    """
+    videos = split_videos(faces, checkpoint["split"], "validation")
+    refuse_trained_on(videos.groups, checkpoint, split="validation", faces=faces, uri=uri)
+    if "validation_groups" not in checkpoint:  # of an older version
+        return videos
+    known = set(checkpoint["validation_groups"])
+    labelled = [row for row in videos.labelled if row["group_id"] in known]
+    if not labelled:
+        raise UserError(f"No validation video of {faces} is of a group that {uri} was chosen by: give the --faces of its training.")
+    return replace(videos, labelled=labelled)
 
 
 def refuse_trained_on(groups: set[str], checkpoint: Mapping[str, Any], *, split: Judged, faces: str, uri: str) -> None:

@@ -22,8 +22,8 @@ from dfdc_ray.models import NAMES, takes_clips
 CONFIG = ModelsConfig(corpus=("/data/dfdc",), out="/out")
 
 
-def _tasks(config: ModelsConfig, data_hash: str = "a") -> list[Task]:
-    return trainings(config, chosen(config), data_hash=data_hash)
+def _tasks(config: ModelsConfig, faces_hash: str = "a") -> list[Task]:
+    return trainings(config, chosen(config), faces_hash=faces_hash)
 
 
 def test_every_model_has_a_line_and_every_combination_its_members() -> None:
