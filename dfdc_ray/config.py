@@ -8,6 +8,7 @@ import tyro
 SamplingMethod = Literal["spread", "centre", "per_second", "clips"]
 Balance = Literal["frames", "sample", "groups", "none"]
 Objective = Literal["bce", "l2", "triplet"]
+Judged = Literal["train", "validation", "test", "all"]
 DrawnFakes = Literal["swap", "sound"]
 Uris = Annotated[tuple[str, ...], tyro.conf.arg(metavar="URI ...")]
 DetectorName = Literal["centerface", "ssd", "ssd-stock", "opencv"]
@@ -220,8 +221,8 @@ class EvaluateConfig:
     """Checkpoint folder (the train output's `best`), local or s3://; of several (--checkpoint A --checkpoint B) the mean of logits."""
     out: str
     """Folder for report.json, report.md and the pictures."""
-    split: Literal["train", "validation", "test"] = "test"
-    """Which split, by the rule that the checkpoint records."""
+    split: Judged = "test"
+    """Which split, by the rule that the checkpoint records; all: every labelled video, of a corpus that was not trained on."""
     robustness: bool = False
     """Judge the same faces again after JPEG, H.264, blur, noise and other changes; takes ten times as long."""
     training_faces: str | None = None

@@ -28,7 +28,7 @@ from dfdc_ray.evaluate.protocol import protocol, warnings_of
 from dfdc_ray.evaluate.report import JudgedVideo, Report, Robustness
 from dfdc_ray.evaluate.robustness import CHANGES
 from dfdc_ray.evaluate.scorer import Scorer, load_scorer, score_rows, weights_of
-from dfdc_ray.evaluate.videos import SplitVideos, refuse_trained_on, split_videos
+from dfdc_ray.evaluate.videos import SplitVideos, fitting_videos, refuse_trained_on, split_videos
 from dfdc_ray.shards.cache import cached, check_folder
 from dfdc_ray.shards.manifest import Manifest, read_manifest
 from dfdc_ray.shards.rows import RowTable, samples_of
@@ -94,8 +94,7 @@ def calibrate(config: CalibrateConfig) -> None:
     keep_freed_memory()
     scorer = load_scorer(config.checkpoint, calibrated=False)  # it may be of other weights
     manifest = read_manifest(config.faces)
-    videos = split_videos(config.faces, scorer.config["split"], "validation")
-    refuse_trained_on(videos.groups, scorer.config, split="validation", faces=config.faces, uri=config.checkpoint)
+    videos = fitting_videos(config.faces, scorer.config, uri=config.checkpoint)
     faces = faces_of(manifest, videos, clips=scorer.clips, sound=scorer.sound, cache=config.cache)
     of_faces = score_rows(scorer, faces.rows, batch_size=_BATCH)
     found = {rule: faces.aggregate(of_faces, rule) for rule in RULES}
@@ -180,7 +179,7 @@ def _report(
         by_video = _metrics(videos, after, prior, scorer.probability)
         changed.append(Robustness(change=name, video=by_video, frame=binary_metrics(frame_scores, frame_labels)))
     return Report(
-        title=f"{scorer.config['model']} on the {config.split} split",
+        title=f"{scorer.config['model']} on " + ("all videos" if config.split == "all" else f"the {config.split} split"),
         protocol=protocol(config, scorer, manifest, judged, frames_scored=len(in_frames[0])),
         warnings=warnings,
         video=judge(

@@ -1,14 +1,17 @@
 """What `experiments models` writes: the table of all detectors, and their AUC against what they cost."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from dfdc_ray.console import markdown_table
 from dfdc_ray.evaluate import plots
+from dfdc_ray.evaluate.metrics import binary_metrics
 from dfdc_ray.experiments.config import ModelsConfig
 from dfdc_ray.experiments.models import Task
 from dfdc_ray.models import takes_clips
@@ -82,6 +85,7 @@ def markdown(config: ModelsConfig, lines: Sequence[Line], failed: Mapping[str, s
             f"them, and scores are not calibrated. Data hash {protocol['data_hash'][:12]}. Intervals: {report['video']['interval_note']}.",
             "",
             markdown_table(_HEAD, _rows(lines, config)),
+            *_by_method(lines),
             f"Pictures a second and minutes are on {_machine(config)}; GMACs (multiply-adds in billions) are for scoring a video with one "
             "face.",
             "",
@@ -124,6 +128,25 @@ def _rows(lines: Sequence[Line], config: ModelsConfig) -> list[list[str]]:
     baselines = lines[0].report["video"]["baselines"] if lines else {}
     rows += [[words, *_metrics(baselines[name], None), *["-"] * 5] for name, words in _BASELINES.items() if name in baselines]
     return rows
+
+
+def _by_method(lines: Sequence[Line]) -> list[str]:
+    """AUC of each method's fakes against all reals: what a detector is made for, and what it cannot see. None where no method is known."""
+    videos = lines[0].report["videos"]
+    counts = Counter(v["method"] for v in videos if v["label"] == "FAKE" and v["method"])
+    if not counts:
+        return []
+    methods = sorted(counts)
+    head = ["detector", *(f"{method} ({counts[method]})" for method in methods)]
+    rows = [[line.task.name, *(_auc(line.report["videos"], method) for method in methods)] for line in lines]
+    return ["AUC by method of the fakes, each against all reals:", "", markdown_table(head, rows)]
+
+
+def _auc(videos: Sequence[Mapping[str, Any]], method: str) -> str:
+    some = [v for v in videos if v["label"] == "REAL" or v["method"] == method]
+    labels = np.array([v["label"] == "FAKE" for v in some], dtype=np.int64)
+    auc = binary_metrics(np.array([v["counted_as"] for v in some]), labels).auc
+    return "-" if auc is None else f"{auc:.3f}"
 
 
 def _row(line: Line, config: ModelsConfig) -> list[str]:

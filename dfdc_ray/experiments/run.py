@@ -81,7 +81,7 @@ def report(config: ExperimentsConfig) -> None:
 def _line(config: ExperimentsConfig, cell: Cell, made: set[str]) -> Line:
     """Do one cell, as far as it is not done. made: the faces that this run has seen to."""
     faces, split = _faces(config, cell, made)
-    folder = storage.join(config.out, "cells", cell.key(config, read_manifest(faces).data_hash))
+    folder = storage.join(config.out, "cells", cell.key(config, _hash_of(faces)))
     uri = storage.join(folder, "report", "report.json")  # the last file of an evaluation
     if not storage.exists(uri):
         out = storage.join(folder, "train")
@@ -118,8 +118,15 @@ def _faces(config: ExperimentsConfig, cell: Cell, made: set[str]) -> tuple[str, 
         made.add(faces)
     if cell.split_by is None:
         return faces, config.split
-    regrouped = f"{faces}-by-{cell.split_by}"
+    regrouped = f"{faces}-by-{cell.split_by}-{_hash_of(faces)[:8]}"  # another folder for other faces
     return regrouped, regroup(faces, regrouped, cell.split_by)
+
+
+def _hash_of(faces: str) -> str:
+    """Of a folder's faces, and of what became of each video: one without a face is judged too, and is in no shard."""
+    names = ("video_id", "group_id", "part", "label", "method", "status", "core_decoded")
+    videos = [[row.get(name) for name in names] for row in read_ledger(faces).to_pylist()]
+    return hashlib.sha256(json.dumps([read_manifest(faces).data_hash, videos]).encode()).hexdigest()
 
 
 def models(config: ModelsConfig) -> None:
@@ -131,7 +138,7 @@ def models(config: ModelsConfig) -> None:
     silent = not any(row["sound"] == "ok" for row in read_ledger(faces.out).to_pylist())
     mute = "no video of the corpus has sound"
     left_out = {detector.name: mute for detector in detectors if takes_sound(detector.model) and silent}
-    tasks = trainings(config, [d for d in detectors if d.name not in left_out], data_hash=read_manifest(faces.out).data_hash)
+    tasks = trainings(config, [d for d in detectors if d.name not in left_out], faces_hash=_hash_of(faces.out))
     failed = _all(tasks, config)
     combined = combinations(config, [task for task in tasks if task.name not in failed])
     failed |= _all(combined, config)

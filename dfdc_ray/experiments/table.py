@@ -69,9 +69,14 @@ def _cells(line: Line) -> list[str]:
         _number(line.report["video"]["metrics"]["auc"]),
         f"{m['n']} ({m['reals']} real)",
         str(line.groups),
-        line.report["protocol"]["split_rule"],
+        _rule(line) if line.cell.split_by is None else f"70/15/15 % by {line.cell.split_by}",
         line.report["protocol"]["data_hash"][:12],
     ]
+
+
+def _rule(line: Line) -> str:
+    """Without the words that say what it does."""
+    return str(line.report["protocol"]["split_rule"]).partition(": ")[0]
 
 
 def _number(value: float | None) -> str:
@@ -103,7 +108,8 @@ def markdown(config: ExperimentsConfig, lines: Sequence[Line], left_out: Mapping
             "# The founding report's experiments, again",
             "",
             *(f"> **{warning}**\n" for warning in warnings),
-            "Every line is judged on core frames of the test split by its own rule, by which nothing was chosen: the checkpoint is that "
+            "Every line is judged on core frames of the test split by its own rule "
+            f"({protocol['split_rule']}, but where the line is named by its split), by which nothing was chosen: the checkpoint is that "
             f"with the {protocol['checkpoint_rule']}. Epochs: {config.epochs[0]} for whole frames, {config.epochs[1]} "
             f"for faces; learning rate {config.learning_rate:g} and batch {config.batch_size} unless the line says otherwise. Lines differ "
             "in their frames, so their denominators do too. Intervals are bootstraps over groups"

@@ -217,6 +217,16 @@ def test_groups_of_another_corpus_cannot_be_compared_by_name(faces: Path, best: 
     assert warning.startswith("ANOTHER CORPUS than those of training (c): ")
 
 
+def test_all_of_another_corpus_is_judged_whatever_the_rule(faces: Path, best: Path, tmp_path: Path) -> None:
+    """By the checkpoint's rule nothing of it is in the test split."""
+    changed = _changed(best, tmp_path / "changed", train_groups=["dfdc/part:0"], split="parts:0-9/20/30")
+    report = _evaluate(faces, changed, tmp_path / "report", split="all")
+    assert (report["video"]["metrics"]["n"], report["video"]["groups"], report["videos_unlabelled"]) == (40, 10, 1)
+    assert report["protocol"]["split"] == "all"
+    with pytest.raises(UserError, match=r"6 of the 10 groups of .* trained on \(c/part:0"):
+        _evaluate(faces, best, tmp_path / "report", split="all")
+
+
 def test_training_data_is_judged_on_request_and_says_so(faces: Path, best: Path, tmp_path: Path) -> None:
     report = _evaluate(faces, best, tmp_path / "report", split="train")
     assert report["protocol"]["groups"] == 6
@@ -419,6 +429,28 @@ def test_a_model_that_ranks_validation_the_wrong_way_is_not_calibrated(
     with pytest.raises(UserError, match="nothing to calibrate"):
         calibrate(CalibrateConfig(faces=str(faces), checkpoint=str(checkpointed)))
     assert not (checkpointed / calibration.FILE).exists()
+
+
+def test_nothing_is_fitted_to_groups_that_the_checkpoint_does_not_know_of(
+    faces: Path, best: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`evaluate --split all` would take what calibration had seen for new."""
+    of_others = {"train_groups": ["d/part:0"], "split": "parts:0-5/6-7/8-9"}
+    stranger = _changed(best, tmp_path / "stranger", **of_others, validation_groups=["d/part:6"], versions={})
+    command = CalibrateConfig(faces=str(faces), checkpoint=str(stranger))
+    with pytest.raises(UserError, match=r"No validation video of .* chosen by: give the --faces of its training"):
+        calibrate(command)
+    with pytest.raises(UserError, match="chosen by: give the --faces"):
+        combine(CombineConfig(checkpoint=(str(stranger),) * 2, out=str(tmp_path / "both"), faces=str(faces), by="logistic"))
+    assert _evaluate(faces, stranger, tmp_path / "report", split="all")["video"]["metrics"]["n"] == 40
+
+    half = _changed(best, tmp_path / "half", **of_others, validation_groups=["c/part:6"])
+    with monkeypatch.context() as patch:
+        _validation_scores(patch, 0.2, [0.3, 0.6, 0.9])
+        calibrate(CalibrateConfig(faces=str(faces), checkpoint=str(half)))
+    assert (_fitted(half).reals, _fitted(half).fakes) == (1, 3)
+    with pytest.raises(UserError, match=r"chosen by \(c/part:6\)"):
+        _evaluate(faces, half, tmp_path / "report", split="all")
 
 
 def test_robustness_judges_the_same_videos_after_each_change(

@@ -24,7 +24,7 @@ def _report(accuracy: float, auc: float | None, width: float = 0.02, *, groups: 
         "frame": level,
         "video": level,
         "warnings": [],
-        "protocol": {"split_rule": "hash:0, by group", "checkpoint_rule": "lowest loss", "data_hash": data * 64},
+        "protocol": {"split_rule": "hash:0: by group", "checkpoint_rule": "lowest loss", "data_hash": data * 64},
     }
 
 
@@ -70,8 +70,9 @@ def test_intervals_of_few_groups_claim_nothing() -> None:
 def test_each_line_says_what_it_was_judged_on() -> None:
     text = markdown(CONFIG, _lines(family=_report(0.9, 0.95, data="b")))
     found = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
-    assert found["| split by family"].endswith("| hash:0, by group | bbbbbbbbbbbb |")
-    assert found["| split by frame"].endswith("| hash:0, by group | aaaaaaaaaaaa |")
+    assert found["| split by family"].endswith("| 70/15/15 % by family | bbbbbbbbbbbb |")
+    assert found["| split by frame"].endswith("| 70/15/15 % by frame | aaaaaaaaaaaa |")
+    assert found["| faces, L2 for BCE"].endswith("| hash:0 | aaaaaaaaaaaa |")
 
 
 def test_lines_that_are_absent_are_not_spoken_of() -> None:
