@@ -100,7 +100,9 @@ dfdc-ray calibrate --faces /data/faces --checkpoint /data/run/best""",
 dfdc-ray evaluate --faces /data/faces --checkpoint /data/run/best \\
     --out /data/report
 dfdc-ray evaluate --faces /data/faces --checkpoint /data/run/best \\
-    --out /data/report --robustness --training-faces /data/faces""",
+    --out /data/report --robustness --training-faces /data/faces
+dfdc-ray evaluate --faces /data/others --checkpoint /data/run/best \\
+    --out /data/report --split all""",
     "predict": """
 dfdc-ray predict clip.mp4 --checkpoint /data/run/best
 dfdc-ray predict a.mp4 b.mp4 --checkpoint /data/run/best --csv""",
