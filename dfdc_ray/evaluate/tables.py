@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table as ConsoleTable
 
+from dfdc_ray import pages
 from dfdc_ray.evaluate import calibration
 from dfdc_ray.evaluate.appearance import SKIN_TONES, skin_tone_class
 from dfdc_ray.evaluate.duplicates import CLOSE
@@ -85,10 +86,8 @@ def _level(level: Level, unit: str) -> Section:
 
 def markdown(report: Report) -> str:
     """The report for people: protocol, tables beside the baselines, what could not be scored, the worst mistakes."""
-    head = [f"# {report.title}\n", *(f"> **{warning}**\n" for warning in report.warnings)]
-    found = [section.markdown() for section in (*numbers(report), *slices(report))]
-    pictures = [f"![{title}]({name}.png)\n" for name, title in PICTURES.items()]
-    return "\n".join([*head, *found, *pictures, *(section.markdown() for section in losses(report))])
+    pictures = [f"![{title}]({name}.png)" for name, title in PICTURES.items()]
+    return pages.markdown(report.title, report.warnings, [*numbers(report), *slices(report), *pictures, *losses(report)])
 
 
 def numbers(report: Report) -> list[Section]:

@@ -52,6 +52,12 @@ class Section:
         return "\n".join([f"## {self.title}\n", *parts])
 
 
+def markdown(title: str, warnings: Sequence[str], parts: Sequence[Section | str]) -> str:
+    """A report in Markdown: its title, what must be known first, and sections or lines of Markdown."""
+    head = [f"# {title}\n", *(f"> **{warning}**\n" for warning in warnings)]
+    return "\n".join([*head, *(part.markdown() if isinstance(part, Section) else part + "\n" for part in parts)])
+
+
 def render(template: str, /, **values: object) -> bytes:
     """The whole page. base.html wants title, and made_from (what the page was made from, for who would make it again)."""
     return _environment().get_template(template).render(**values).encode("utf-8", "replace")
