@@ -220,7 +220,7 @@ class EvaluateConfig:
     checkpoint: tyro.conf.UseAppendAction[tuple[str, ...]]
     """Checkpoint folder (the train output's `best`), local or s3://; of several (--checkpoint A --checkpoint B) the mean of logits."""
     out: str
-    """Folder for report.json, report.md and the pictures."""
+    """Folder for report.html, report.json, report.md and the pictures."""
     split: Judged = "test"
     """Which split, by the rule that the checkpoint records; all: every labelled video, of a corpus that was not trained on."""
     robustness: bool = False
@@ -279,6 +279,8 @@ class PredictConfig:
     """Frames per video, evenly spread; of a model that looks at clips, in clips as long as those of its training."""
     maps: str | None = None
     """Folder for a picture of each video that shows what the model looked at: its attention, or a clip's differences and colours."""
+    report: str | None = None
+    """Folder for a page of each video to read or print: verdict, timeline, faces with heat maps, the model's card."""
     json: bool = False
     """Print JSON."""
     csv: bool = False

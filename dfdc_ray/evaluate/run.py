@@ -24,6 +24,7 @@ from dfdc_ray.evaluate.appearance import appearance
 from dfdc_ray.evaluate.calibration import Calibration
 from dfdc_ray.evaluate.duplicates import near_duplicates
 from dfdc_ray.evaluate.metrics import Metrics, binary_metrics, judge, log_losses
+from dfdc_ray.evaluate.mistakes import Mistake, mistakes
 from dfdc_ray.evaluate.protocol import protocol, warnings_of
 from dfdc_ray.evaluate.report import JudgedVideo, Report, Robustness
 from dfdc_ray.evaluate.robustness import CHANGES
@@ -58,7 +59,7 @@ class Faces:
 def evaluate(config: EvaluateConfig) -> None:
     """The command. Raises UserError for a checkpoint or faces folder that cannot be judged, and for groups seen in training."""
     tables.show(write_report(config), console)
-    console.print(f"Report: {storage.join(storage.absolute(config.out), 'report.md')}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Report: {storage.join(storage.absolute(config.out), 'report.html')}", markup=False, highlight=False, soft_wrap=True)
 
 
 def write_report(config: EvaluateConfig) -> Report:
@@ -81,8 +82,8 @@ def write_report(config: EvaluateConfig) -> Report:
             )
     storage.make_dirs(config.out)  # what cannot be written is said before the work, not after
     faces = faces_of(manifest, videos, clips=scorer.clips, sound=scorer.sound, cache=config.cache)
-    report = _report(config, scorer, manifest, videos, faces, training=training, warnings=warnings)
-    files.write(report, config.out)
+    report, wrong = _report(config, scorer, manifest, videos, faces, training=training, warnings=warnings)
+    files.write(report, config.out, wrong)
     return report
 
 
@@ -158,7 +159,7 @@ def _report(
     *,
     training: RowTable | None,
     warnings: tuple[str, ...],
-) -> Report:
+) -> tuple[Report, list[Mistake]]:
     looks = np.zeros((len(faces.rows), 2))
 
     def look(positions: np.ndarray, images: torch.Tensor) -> None:
@@ -173,12 +174,12 @@ def _report(
     rules = {rule: _metrics(videos, faces.aggregate(scores, rule), prior, lambda score: score) for rule in RULES}
     changed = []
     for name, change in CHANGES.items() if config.robustness else ():
-        scores = score_rows(scorer, faces.rows, batch_size=config.batch_size, change=change, what=name)
-        after = faces.aggregate(scores, scorer.rule)
+        worse = score_rows(scorer, faces.rows, batch_size=config.batch_size, change=change, what=name)
+        after = faces.aggregate(worse, scorer.rule)
         frame_scores, frame_labels, _ = _by_frame(videos, after)
         by_video = _metrics(videos, after, prior, scorer.probability)
         changed.append(Robustness(change=name, video=by_video, frame=binary_metrics(frame_scores, frame_labels)))
-    return Report(
+    report = Report(
         title=f"{scorer.config['model']} on " + ("all videos" if config.split == "all" else f"the {config.split} split"),
         protocol=protocol(config, scorer, manifest, judged, frames_scored=len(in_frames[0])),
         warnings=warnings,
@@ -195,6 +196,7 @@ def _report(
         robustness=tuple(changed),
         near_duplicates=None if training is None else near_duplicates(faces.rows, training),
     )
+    return report, mistakes(report.worst, found, faces.rows, scores, scorer=scorer, manifest=manifest)
 
 
 def _metrics(videos: SplitVideos, found: Mapping[str, Aggregate], prior: float, probability: Callable[[float], float]) -> Metrics:

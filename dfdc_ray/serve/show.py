@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 64  # characters of the timeline
+TRACKS = ("face", "score", "frames", "from", "to", "first box (x y w h)", "")
 _COLOURS = {"REAL": "green", "FAKE": "red"}
 
 
@@ -40,7 +41,7 @@ def video(result: VideoScore, console: Console) -> None:
     seen = len({face.frame for track in result.tracks for face in track.faces})
     lines: list[Text | Table] = [
         Text.assemble((result.verdict, f"bold {colour}"), f"  score {result.score:.3f} (0 real, 1 fake): {sureness(result.score)}"),
-        Text(_meaning(result), style="dim"),
+        Text(meaning(result), style="dim"),
         Text(f"{seen} of {result.frames_sampled} sampled frames scored, {result.width}x{result.height} pixels", style="dim"),
     ]
     if result.short_tracks:
@@ -49,7 +50,8 @@ def video(result: VideoScore, console: Console) -> None:
     console.print(Panel(Group(*lines), title=title, title_align="left", border_style=colour), highlight=False)
 
 
-def _meaning(result: VideoScore) -> str:
+def meaning(result: VideoScore) -> str:
+    """What the score of a scored video says."""
     if result.raw_score is None:
         return "The score is not calibrated: no probability (dfdc-ray calibrate)."
     like = f"of videos like those of validation that get this score, {result.score:.0%} are fake"
@@ -71,14 +73,22 @@ def timeline(frames: Sequence[FrameScore]) -> list[Text]:
 
 def faces(result: VideoScore) -> Table:
     """The faces over time."""
-    table = Table("face", "score", "frames", "from", "to", "first box (x y w h)", "", box=None, padding=(0, 2, 0, 0))
+    table = Table(*TRACKS, box=None, padding=(0, 2, 0, 0))
+    for row in tracks(result):
+        table.add_row(*row)
+    return table
+
+
+def tracks(result: VideoScore) -> list[list[str]]:
+    """A row of TRACKS for each face over time."""
+    rows = []
     for track in result.tracks:
         first, last = track.faces[0], track.faces[-1]
         box = "whole frame" if first.box is None else " ".join(f"{value:.0f}" for value in first.box)
         share = f"{len(track.faces)} ({track.coverage:.0%})"
         note = "" if track.counted else "too short to count"
-        table.add_row(str(track.track_id), f"{track.score:.3f}", share, f"{first.time_s:.1f} s", f"{last.time_s:.1f} s", box, note)
-    return table
+        rows.append([str(track.track_id), f"{track.score:.3f}", share, f"{first.time_s:.1f} s", f"{last.time_s:.1f} s", box, note])
+    return rows
 
 
 def summary(results: Sequence[VideoScore], console: Console) -> None:

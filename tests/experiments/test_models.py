@@ -10,7 +10,9 @@ from typing import Any
 
 import cv2
 import pytest
+from seen import HOSTILE, Seen
 
+from dfdc_ray import pages
 from dfdc_ray.config import CombineConfig, TrainConfig
 from dfdc_ray.demo.corpus import write_corpus
 from dfdc_ray.errors import UserError
@@ -122,6 +124,15 @@ def test_the_table_and_the_plot() -> None:
     nothing = models_table.markdown(CONFIG, [], {"meso4": "it did not fit"})
     assert "it did not fit" in nothing
 
+    picture = models_table.plot(lines)
+    seen = Seen(models_table.page(CONFIG, lines, {"meso4": HOSTILE}, picture))
+    seen.check()
+    assert HOSTILE in seen.text
+    assert seen.all("img", "src") == [pages.data_uri(picture)]
+    assert "resnet340.750 (0.650-0.850)" in seen.words
+    assert "each checkpoint is that with the lowest loss" in seen.words
+    assert "it did not fit" in Seen(models_table.page(CONFIG, [], {"meso4": "it did not fit"}, picture)).text
+
 
 @pytest.mark.ray
 @pytest.mark.timeout(400)
@@ -148,6 +159,7 @@ def test_the_command_itself(tmp_path: Path) -> None:
     text = (tmp_path / "out" / "models.md").read_text()
     assert all(f"| {name} |" in text for name in [*names, "constant prior", "efficientnet_b4-siamese"])
     assert cv2.imread(str(tmp_path / "out" / "models.png")) is not None
+    Seen((tmp_path / "out" / "report.html").read_bytes()).check()
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "lines").rglob("*") if path.is_file()}
     assert run() == found

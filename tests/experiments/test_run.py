@@ -132,6 +132,7 @@ def test_lines_that_cannot_be_had_do_not_lose_the_others(tmp_path: Path, monkeyp
     found = json.loads((tmp_path / "experiments.json").read_text())
     assert found["left_out"] == dict.fromkeys(names, "training has faces of one class only")
     assert len(found["lines"]) == 11
+    assert "training has faces of one class only" in (tmp_path / "report.html").read_text()
 
 
 def test_without_the_line_that_others_are_compared_with_there_is_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
