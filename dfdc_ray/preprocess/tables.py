@@ -149,10 +149,11 @@ def _grouped(title: str, videos: Videos, key: Callable[[int], Any], shown: Calla
     rows = [_row(shown(k), Group.of(videos, some), videos.whole) for k, some in groups.items() if k in kept]
     if others := [some for k, some in groups.items() if k not in kept]:
         rows.append(_row(f"{len(others)} others, the smallest", Group.of(videos, np.concatenate(others)), videos.whole))
-    header = ["", "videos", "with a face", "frames looked at", "with a face", "faces per frame"]
+    what = title.removeprefix("By ").partition(":")[0]
+    header = [what, "videos", "with a face", "frames looked at", "with a face", "faces per frame"]
     header += ["crops, px: 10, 50, 90 %", "grey level", "of the faces", "videos not read"]
     if videos.whole:
-        header = ["", "videos", "grey level", "videos not read"]
+        header = [what, "videos", "grey level", "videos not read"]
     return Section(title, [Table(header, rows, names=[0])])
 
 
