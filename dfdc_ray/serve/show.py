@@ -40,7 +40,7 @@ def video(result: VideoScore, console: Console) -> None:
     seen = len({face.frame for track in result.tracks for face in track.faces})
     lines: list[Text | Table] = [
         Text.assemble((result.verdict, f"bold {colour}"), f"  score {result.score:.3f} (0 real, 1 fake): {sureness(result.score)}"),
-        Text(_meaning(result), style="dim"),
+        Text(meaning(result), style="dim"),
         Text(f"{seen} of {result.frames_sampled} sampled frames scored, {result.width}x{result.height} pixels", style="dim"),
     ]
     if result.short_tracks:
@@ -49,7 +49,8 @@ def video(result: VideoScore, console: Console) -> None:
     console.print(Panel(Group(*lines), title=title, title_align="left", border_style=colour), highlight=False)
 
 
-def _meaning(result: VideoScore) -> str:
+def meaning(result: VideoScore) -> str:
+    """What the score says, in a sentence. Only of a video that has one."""
     if result.raw_score is None:
         return "The score is not calibrated: no probability (dfdc-ray calibrate)."
     like = f"of videos like those of validation that get this score, {result.score:.0%} are fake"
