@@ -44,13 +44,13 @@ def main() -> None:
             video, guide = connection.recv()
         except EOFError:
             return
-        connection.send(_answer(connection, video, guide, settings, detector, longest_s))
+        connection.send(_answer(connection, video, guide, settings, detector, longest_s=longest_s))
         with suppress(AttributeError):  # glibc has it: else it keeps what videos of other sizes needed, up to 100 MB
             libc.malloc_trim(0)
 
 
 def _answer(
-    connection: Connection, video: Video, guide: Guide | None, settings: Settings, detector: Any, longest_s: float | None
+    connection: Connection, video: Video, guide: Guide | None, settings: Settings, detector: Any, *, longest_s: float | None
 ) -> tuple[str, Any]:
     stage = "open"
 

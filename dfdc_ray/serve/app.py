@@ -8,33 +8,26 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from importlib import resources
-from typing import Annotated, Any
+from typing import Any
 from urllib.parse import urlsplit
 
-from fastapi import FastAPI, HTTPException, Path, Request, Response
+from fastapi import FastAPI, HTTPException, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, Field
-from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dfdc_ray import __version__
 from dfdc_ray.pages import render
+from dfdc_ray.serve.api import HTML, POLICY_OF_PAGES, Problem, evidence, videos
 from dfdc_ray.serve.examine import Finding
-from dfdc_ray.serve.jobs import Busy, Jobs, Look, State, TooLarge, place_of
-from dfdc_ray.serve.receive import FIELD, OVERHEAD, BadForm, Stalled, receive_file
+from dfdc_ray.serve.jobs import Jobs, place_of
 
-RETRY_AFTER_S = 30  # where the queue is full
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _PAGE = {"": "index.html", "style.css": "style.css", "app.js": "app.js"}
-_KINDS = {"html": "text/html; charset=utf-8", "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
+_KINDS = {"html": HTML, "css": "text/css; charset=utf-8", "js": "text/javascript; charset=utf-8"}
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data: blob:; media-src blob:; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-# Pages in one file have their style within them, and no script.
-_POLICY_OF_PAGES = (
-    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 _HEADERS = {
     "Content-Security-Policy": _POLICY,
@@ -47,57 +40,6 @@ _HEADERS = {
 _log = logging.getLogger(__name__)
 
 
-class Accepted(BaseModel):
-    """A video has been taken and queues up."""
-
-    id: str = Field(description="Names the video from now on. Who knows it may see and delete the result; it cannot be guessed.")
-    url: str = Field(description="Where to ask how far it is.")
-
-
-class Status(BaseModel):
-    """How far a video is."""
-
-    id: str
-    name: str = Field(description="The file's name as it was sent, without folders.")
-    state: State = Field(description="waiting, working, done or failed.")
-    position: int | None = Field(description="While waiting: its place in the queue, 1 for the next.")
-    stage: str | None = Field(description="While working: read, faces (decoding and looking for faces), score, or heat (heat maps).")
-    share: float | None = Field(description="While working: how much of the stage is done, 0 to 1, where that is known.")
-    message: str | None = Field(description="When failed: what was wrong with the file, and what to do.")
-    result: dict[str, Any] | None = Field(description="When done: what result.json says.")
-    expires_in_s: float | None = Field(description="When done or failed: seconds until it is forgotten; sooner where many others follow.")
-
-
-class Problem(BaseModel):
-    """What went wrong, for people."""
-
-    detail: str
-
-
-Id = Annotated[str, Path(description="As POST /api/videos gave it.")]
-Number = Annotated[int, Path(ge=0, description="Of the face, as in `faces` of result.json.")]
-_NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": "No such video (any more), or it is not done."}}
-_UPLOAD: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": [FIELD],
-                    "properties": {FIELD: {"type": "string", "format": "binary", "description": "The video."}},
-                }
-            }
-        },
-    }
-}
-_REFUSALS: dict[int | str, dict[str, Any]] = {
-    400: {"model": Problem, "description": "No form with one file in it, or an empty file."},
-    408: {"model": Problem, "description": "Nothing came for a minute."},
-    413: {"model": Problem, "description": "The file is too large."},
-    503: {"model": Problem, "description": "The queue is full; Retry-After says when to try again."},
-    507: {"model": Problem, "description": "There is no room for the file."},
-}
 _DESCRIPTION = """How likely is a video a deepfake? Send it, ask until it is done, look at the evidence, delete it.
 
     curl -F file=@clip.mp4 http://127.0.0.1:8000/api/videos
@@ -129,102 +71,8 @@ def create_app(
         title="dfdc-ray", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None, lifespan=lifespan, debug=False
     )
     app.add_middleware(_Guard, hosts=hosts)
-    max_mb = f"{jobs.limits.max_bytes / 1e6:g} MB"
-
-    def look(job_id: str) -> Look[Finding]:
-        if (found := jobs.look(job_id)) is None:
-            raise HTTPException(404, "No such video: it was deleted, its time is over, or the server was started again.")
-        return found
-
-    def finding(job_id: str) -> Finding:
-        if (result := look(job_id).result) is None:
-            raise HTTPException(404, "This video has no result (yet).")
-        return result
-
-    @app.post("/api/videos", status_code=202, openapi_extra=_UPLOAD, responses=_REFUSALS, summary="Send a video", tags=["videos"])
-    async def send(request: Request) -> Accepted:
-        """Takes one file of any format that FFmpeg can read, told from its content. It queues up, is scored, and is then deleted."""
-        too_large = f"The video is larger than {max_mb}. Cut it shorter, or write it with a lower bit rate."
-        most = jobs.limits.max_bytes + OVERHEAD
-        length = request.headers.get("content-length", "")
-        if length.isdecimal() and int(length) > most:
-            raise HTTPException(413, too_large)
-        try:
-            with jobs.receive() as upload:
-                name = await receive_file(request, upload.write, most=most)
-                if upload.received == 0:
-                    raise BadForm("The file is empty. Choose it again; if it stays so, download or copy it again.")
-                job_id = upload.finish(name)
-        except Busy as error:
-            wait = {"Retry-After": str(RETRY_AFTER_S)}
-            raise HTTPException(503, f"Too many videos wait. Try again in {RETRY_AFTER_S} seconds.", wait) from error
-        except TooLarge as error:
-            raise HTTPException(413, too_large) from error
-        except BadForm as error:
-            raise HTTPException(400, str(error)) from error
-        except (Stalled, ClientDisconnect) as error:
-            raise HTTPException(408, "The upload stopped before its end. Try again.") from error
-        except OSError as error:
-            raise HTTPException(507, "The server has no room for the video. Try again later.") from error
-        return Accepted(id=job_id, url=f"/api/videos/{job_id}")
-
-    @app.get("/api/videos/{job_id}", responses=_NOT_FOUND, summary="Ask how far a video is", tags=["videos"])
-    async def status(job_id: Id) -> Status:
-        """Ask again every second or so, until the state is done or failed."""
-        found = look(job_id)
-        result = found.result.document if found.result is not None else None
-        return Status(
-            id=found.id,
-            name=found.name,
-            state=found.state,
-            position=found.position,
-            stage=found.stage,
-            share=found.share,
-            message=found.message,
-            result=result,
-            expires_in_s=found.expires_s,
-        )
-
-    @app.delete("/api/videos/{job_id}", status_code=204, responses=_NOT_FOUND, summary="Forget a video", tags=["videos"])
-    async def delete(job_id: Id) -> None:
-        """Deletes the file, if it is still there, and everything that was found, whatever the state."""
-        if not jobs.delete(job_id):
-            look(job_id)
-
-    @app.get("/api/videos/{job_id}/result.json", responses=_NOT_FOUND, summary="The result as JSON", tags=["evidence"])
-    async def result_json(job_id: Id) -> dict[str, Any]:
-        """What `dfdc-ray predict --json` says, and `faces`: one for each picture, by its number; `frames_without_face`; what it means."""
-        return finding(job_id).document
-
-    @app.get(
-        "/api/videos/{job_id}/report.html", response_class=Response, responses=_NOT_FOUND, summary="A report to print", tags=["evidence"]
-    )
-    async def report_html(job_id: Id) -> Response:
-        """One page in one file, without scripts."""
-        page = await run_in_threadpool(report, finding(job_id))
-        return Response(page, media_type=_KINDS["html"], headers={"Content-Security-Policy": _POLICY_OF_PAGES})
-
-    @app.get("/api/videos/{job_id}/faces/{n}.jpg", response_class=Response, responses=_NOT_FOUND, summary="A face", tags=["evidence"])
-    async def face(job_id: Id, n: Number) -> Response:
-        """As it was cut out for the model; of a model that looks at clips, one frame of the clip."""
-        faces = finding(job_id).faces
-        if n >= len(faces):
-            raise HTTPException(404, f"There are {len(faces)} faces.")
-        return Response(faces[n], media_type="image/jpeg")
-
-    @app.get("/api/videos/{job_id}/heat/{n}.jpg", response_class=Response, responses=_NOT_FOUND, summary="A heat map", tags=["evidence"])
-    async def heat(job_id: Id, n: Number) -> Response:
-        """The face with the places that spoke for a fake (Grad-CAM): from violet to yellow."""
-        if (picture := finding(job_id).heat.get(n)) is None:
-            raise HTTPException(404, "This face has no heat map.")
-        return Response(picture, media_type="image/jpeg")
-
-    @app.get("/api/videos/{job_id}/maps.png", response_class=Response, responses=_NOT_FOUND, summary="Maps of the model", tags=["evidence"])
-    async def own_maps(job_id: Id) -> Response:
-        """What models show of themselves: attention, differences of frames, the motion of colour. Not every model does."""
-        if (picture := finding(job_id).maps) is None:
-            raise HTTPException(404, "The model has no maps of its own.")
-        return Response(picture, media_type="image/png")
+    app.include_router(videos(jobs))
+    app.include_router(evidence(jobs, report))
 
     @app.get("/api/model", summary="What scores here", tags=["model"])
     async def model() -> dict[str, Any]:
@@ -241,7 +89,7 @@ def create_app(
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
         page = render("api.html", title="dfdc-ray: HTTP API", made_from="/openapi.json", api=app.openapi())
-        return Response(page, media_type=_KINDS["html"], headers={"Content-Security-Policy": _POLICY_OF_PAGES})
+        return Response(page, media_type=HTML, headers={"Content-Security-Policy": POLICY_OF_PAGES})
 
     @app.get("/", include_in_schema=False)
     @app.get("/{name}", include_in_schema=False)

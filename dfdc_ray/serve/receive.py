@@ -10,7 +10,6 @@ from starlette.requests import Request
 
 FIELD = "file"
 OVERHEAD = 1 << 16  # bytes that a request may have besides its file
-_MOST_HEADER = 1 << 13  # bytes of one part's headers
 _STALL_S = 60.0  # without a byte: the client is gone, and holds a place in the queue
 
 
@@ -36,10 +35,10 @@ async def receive_file(request: Request, write: Callable[[bytes], object], *, mo
         parser = MultipartParser(boundary, form.callbacks())  # type: ignore[arg-type]
         total = 0
         async for piece in _unless_stalled(request.stream()):
+            parser.write(piece)
             total += len(piece)
             if total > most:
-                raise BadForm("The request holds more than one video.")
-            parser.write(piece)
+                raise BadForm("The request holds more than the video.")
         parser.finalize()
     except FormParserError as error:
         raise BadForm("The form is damaged.") from error
@@ -66,7 +65,7 @@ class _Form:
     def __init__(self, write: Callable[[bytes], object]) -> None:
         self.write = write
         self.files, self.name, self.ended = 0, "", False
-        self._header, self._value, self._headers = b"", b"", 0
+        self._header, self._value = b"", b""  # their length is limited by the parser
         self._taking = False
 
     def callbacks(self) -> dict[str, Callable[..., None]]:
@@ -80,19 +79,13 @@ class _Form:
         }
 
     def _begin(self) -> None:
-        self._header, self._value, self._headers, self._taking = b"", b"", 0, False
+        self._header, self._value, self._taking = b"", b"", False
 
     def _header_field(self, data: bytes, start: int, end: int) -> None:
-        self._header += self._of_header(data[start:end])
+        self._header += data[start:end]
 
     def _header_value(self, data: bytes, start: int, end: int) -> None:
-        self._value += self._of_header(data[start:end])
-
-    def _of_header(self, data: bytes) -> bytes:
-        self._headers += len(data)
-        if self._headers > _MOST_HEADER:
-            raise BadForm("The form's headers are too long.")
-        return data
+        self._value += data[start:end]
 
     def _header_end(self) -> None:
         if self._header.lower() == b"content-disposition":

@@ -142,9 +142,7 @@ def _announce(config: ServeConfig) -> None:
     host = f"[{config.host}]" if ":" in config.host else config.host
     console.print(f"The page: [bold]http://{host}:{config.port}/[/]   (its API: /docs; Ctrl-C ends it)", highlight=False, soft_wrap=True)
     if is_loopback(config.host):
-        console.print(
-            "Only this machine can reach it, with everybody who works on it.", highlight=False, soft_wrap=True
-        )
+        console.print("Only this machine can reach it, with everybody who works on it.", highlight=False, soft_wrap=True)
     else:
         console.print(
             f"[bold yellow]Warning:[/] it listens on {config.host}, and there is no authentication and no encryption: anyone who reaches "

@@ -175,7 +175,7 @@ class Card {
       say(`${this.file.name}: no verdict, ${video.error}`);
       return;
     }
-    answer.textContent = video.verdict;
+    answer.textContent = video.verdict + (Math.abs(video.score - result.threshold) < 0.1 ? "?" : "");
     answer.classList.add(video.verdict.toLowerCase());
     words.textContent = `${result.calibrated ? "probability of a fake" : "score"} ${video.score.toFixed(3)}: ${result.sureness}`;
     const short = video.short_tracks ? ` No face is in ${result.min_coverage_percent} % of the frames: the one that is there longest decides.` : "";
@@ -282,7 +282,7 @@ class Card {
         this.choose(near.n, true);
       });
       lane.append(ground,
-        svg("text", { x: left, y: top + gap - 7 }, title),
+        svg("text", { x: left + 4, y: top + gap - 7 }, title),
         svg("text", { x: left - 5, y: y(1) + 8, "text-anchor": "end" }, "fake"), svg("text", { x: left - 5, y: y(0), "text-anchor": "end" }, "real"),
         svg("line", { x1: left, x2: width - right, y1: y(threshold), y2: y(threshold), class: "limit" }),
         svg("polyline", { points: mine.map((face) => `${x(face.time_s)},${y(face.score)}`).join(" "), class: "path", "pointer-events": "none" }));
@@ -292,6 +292,9 @@ class Card {
     }
     for (const frame of without) root.append(svg("line", { x1: x(frame.time_s), x2: x(frame.time_s), y1: top + 6, y2: top + 18, class: "none" }));
     if (without.length) root.append(svg("text", { x: left - 5, y: top + 16, "text-anchor": "end" }, "none"));
+    this.$(".legend .other").hidden = faces.every((face) => face.counted);
+    this.$(".legend .none").hidden = !without.length;
+    this.$(".time").hidden = !faces.length && !without.length;
     const foot = top + (without.length ? 22 : 4);
     root.append(svg("line", { x1: left, x2: width - right, y1: foot, y2: foot, class: "axis" }),
       svg("text", { x: left, y: foot + 15 }, "0 s"), svg("text", { x: width - right, y: foot + 15, "text-anchor": "end" }, seconds(end)));
