@@ -2,19 +2,22 @@
 
     dfdc-ray serve --checkpoint out/train/best [--port 8000]
 
-One replica holds the queue, the models and the results; it decodes in a process of its own (preprocess/supervise.py). Everything belongs to
-a private Ray session that ends with the command: uploads, results and what is in memory go with it.
+One replica holds the queue, the models and the results, and decodes in a process of its own (preprocess/supervise.py); Ray Serve watches
+over it. Everything belongs to a private Ray session that ends with the command: uploads and results go with it.
 """
 
 import ipaddress
 import logging
-import os
 import signal
 import socket
 import tempfile
+import threading
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+
+import ray
 
 from dfdc_ray import storage
 from dfdc_ray.cluster import run as cluster
@@ -24,13 +27,15 @@ from dfdc_ray.errors import UserError
 from dfdc_ray.serve.score import load_predictor
 
 try:
+    import uvicorn
     from fastapi import FastAPI
     from ray import serve as ray_serve
+    from ray.serve.exceptions import RayServeException
 except ImportError as error:
     raise ImportError(f"{error}. The page needs the extra `serve`: pip install 'dfdc-ray[train,serve]'.") from error
 
 APP = "dfdc-ray"
-_ONGOING = 200  # requests at a time: uploads that are slow must not keep others from asking
+_END_S = 10.0  # for requests under way, when all ends
 
 
 def serve(config: ServeConfig) -> None:
@@ -39,6 +44,7 @@ def serve(config: ServeConfig) -> None:
     load_predictor(*config.checkpoint, frames=config.frames)  # refuses here what the replica could only fail of
     config = replace(config, checkpoint=tuple(map(storage.absolute, config.checkpoint)))
     with tempfile.TemporaryDirectory(prefix="dfdc-ray-serve-") as folder:  # for this user alone
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the shell had it ignored, as it does in the background
         try:
             _start(config, folder)
             _announce(config)
@@ -46,7 +52,7 @@ def serve(config: ServeConfig) -> None:
                 time.sleep(3600)
         except (KeyboardInterrupt, SystemExit):
             signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would leave Ray half way
-            console.print("\nStopping: uploads and results are deleted.")
+            console.print("Stopping: uploads and results are deleted.")
         finally:
             _stop()
 
@@ -77,33 +83,52 @@ def is_loopback(host: str) -> bool:
 
 def _start(config: ServeConfig, folder: str) -> None:
     """The Ray session and in it the page. UserError if it does not come up."""
-    os.environ.setdefault("RAY_SERVE_LOG_TO_STDERR", "0")
-    for name in ("ray.serve", "ray"):
-        logging.getLogger(name).setLevel(logging.ERROR)
     cluster.connect()
-    for name in ("ray.serve", "ray"):
+    for name in ("ray", "ray.serve"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    quiet = {"enable_access_log": False, "log_level": "ERROR"}  # its lines would hold the ids by which results can be seen
-    gpus = 1 if cluster.capacity("GPU") >= 1 else 0
-
-    def build() -> FastAPI:
-        return build_app(config, folder)
-
     page = ray_serve.deployment(
-        ray_serve.ingress(build)(),
-        name="page",
+        Page,
         num_replicas=1,
-        max_ongoing_requests=_ONGOING,
-        ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
-        graceful_shutdown_timeout_s=15,
+        ray_actor_options={"num_cpus": 1, "num_gpus": 1 if cluster.capacity("GPU") >= 1 else 0},
+        graceful_shutdown_timeout_s=2 * _END_S,
         health_check_timeout_s=60,
-        logging_config=quiet,
     )
+    quiet = {"enable_access_log": False, "log_level": "ERROR"}
     try:
-        ray_serve.start(http_options={"host": config.host, "port": config.port}, logging_config=quiet)
-        ray_serve.run(page.bind(), name=APP, route_prefix="/", logging_config=quiet)
+        ray_serve.start(proxy_location="Disabled", logging_config=quiet)
+        ray_serve.run(page.bind(config, folder), name=APP, route_prefix=None, logging_config=quiet)
     except RuntimeError as error:
         raise UserError(f"The page did not start: {str(error).strip().splitlines()[0]} (--debug shows more)") from error
+
+
+class Page:
+    """The replica. It listens itself, so that an upload is read as fast as it is written to the disk.
+
+    Ray Serve's proxy takes in a request as fast as it comes, and hands it on as messages: of 20 uploads of 150 MB at once, 2.6 GB lay in
+    its memory and the replica's.
+    """
+
+    def __init__(self, config: ServeConfig, folder: str) -> None:
+        app = build_app(config, folder)
+        # No access log: its lines would hold the ids by which results can be seen.
+        options = uvicorn.Config(app, config.host, config.port, log_config=None, access_log=False, server_header=False)
+        options.timeout_graceful_shutdown = int(_END_S)
+        self.server = uvicorn.Server(options)
+        self.thread = threading.Thread(target=self.server.run, name="http", daemon=True)
+        self.thread.start()
+        while not self.server.started:
+            self.check_health()
+            time.sleep(0.05)
+
+    def check_health(self) -> None:
+        """For Ray Serve, which starts another replica where this raises."""
+        if not self.thread.is_alive():
+            raise RuntimeError("the HTTP server has ended")
+
+    def __del__(self) -> None:
+        """For Ray Serve, at the end: uploads are broken off, files deleted, the decoding process ended."""
+        self.server.should_exit = True
+        self.thread.join(1.5 * _END_S)
 
 
 def build_app(config: ServeConfig, folder: str) -> FastAPI:
@@ -150,11 +175,12 @@ def _announce(config: ServeConfig) -> None:
             highlight=False,
             soft_wrap=True,
         )
+    console.file.flush()
 
 
 def _stop() -> None:
-    import ray
-
+    """The replica ends in good order, and with it its decoding process; Serve's own actors end with the session."""
     if ray.is_initialized():
-        ray_serve.shutdown()
+        with suppress(RayServeException, ray.exceptions.RayError, TimeoutError):  # it may never have started
+            ray_serve.delete(APP)
         ray.shutdown()
