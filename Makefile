@@ -7,13 +7,14 @@ BIN := $(VENV)/bin
 # The package itself comes from this folder, so pip needs no index for it.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test test-long lint lock setup clean
+.PHONY: help demo test test-long lint docs lock setup clean
 
 help:
 	@echo "make demo       set up, then the whole way in miniature: generate, preprocess, train, evaluate, score (out/demo)"
 	@echo "make test       set up, then the tests"
 	@echo "make test-long  set up, then the tests that take minutes"
 	@echo "make lint       set up, then ruff and mypy"
+	@echo "make docs       set up, then the site of docs/ and the docstrings (out/docs/index.html)"
 	@echo "make setup      only set up: $(VENV) from requirements/all.lock, and the weights of the face detectors"
 	@echo "make lock       resolve requirements/*.lock anew after a change in pyproject.toml"
 	@echo "make clean      remove caches and the demo's output (not $(VENV))"
@@ -31,6 +32,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+docs: setup
+	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs out/docs
 
 # The weights lie in the home folder, outside the stamps' sight: looked at every time, which takes a second.
 setup: $(VENV)/.installed
@@ -64,5 +68,5 @@ lock:
 	$$compile --constraints requirements/all.lock --output-file requirements/preprocess.lock
 
 clean:
-	rm -rf out/demo build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
+	rm -rf out/demo out/docs build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
 	find . -name __pycache__ -not -path './$(VENV)/*' -prune -exec rm -rf {} +

@@ -4,13 +4,17 @@ dfdc-ray preprocess --corpus s3://bucket/dfdc --out s3://bucket/faces
 """
 
 import importlib
+import inspect
+import io
+import shutil
 import sys
+import textwrap
 from collections.abc import Callable
+from contextlib import redirect_stdout, suppress
 from typing import Any
 
 import tyro
 from rich.markup import escape
-from rich.table import Table
 
 from dfdc_ray import config
 from dfdc_ray.bench import config as bench
@@ -46,19 +50,104 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "bench serve": (bench.BenchServeConfig, "dfdc_ray.bench.serve:serve"),
 }
 
+# Every command is in one group: what a person does, in the order in which it is done.
+GROUPS: dict[str, tuple[str, ...]] = {
+    "try it": ("doctor", "demo", "demo-corpus"),
+    "make the data": ("index", "plan", "preprocess", "import", "coverage", "pack"),
+    "train": ("train", "combine"),
+    "judge": ("calibrate", "evaluate"),
+    "use": ("predict",),
+    "experiment": ("experiments report", "experiments models", "experiments bonettini"),
+    "measure": ("bench detectors", "bench boxes", "bench preprocess", "bench train", "bench scale"),
+}
+
+# At the end of each command's help; lines of at most 78 columns.
+EXAMPLES: dict[str, str] = {
+    "index": """
+dfdc-ray index --corpus /data/dfdc --out out/index.parquet
+dfdc-ray index --corpus dfdc=s3://bucket/dfdc --corpus /data/ffpp \\
+    --out s3://bucket/index.parquet""",
+    "plan": """
+dfdc-ray plan --corpus /data/dfdc --vcpus 320
+dfdc-ray plan --index out/index.parquet --vcpus 320 --price 0.05 \\
+    --bench out/bench/bench_preprocess.json""",
+    "preprocess": """
+dfdc-ray preprocess --corpus /data/dfdc --out /data/faces
+dfdc-ray preprocess --corpus /data/dfdc --out /data/clips \\
+    --sampling clips --clips 4 --frames 16 --stride 2
+dfdc-ray preprocess --corpus /data/dfdc --out /data/faces --retry error poison""",
+    "import": """
+dfdc-ray import --crops crops.parquet --out /data/faces --corpus dfdc \\
+    --margin 0.3
+dfdc-ray import --crops /data/crops --out /data/faces""",
+    "coverage": """
+dfdc-ray coverage --faces /data/faces""",
+    "pack": """
+dfdc-ray pack --faces s3://bucket/faces --out s3://bucket/packed""",
+    "train": """
+dfdc-ray train --faces /data/faces --out /data/run --image-size 128 \\
+    --model efficientnet_lite0 --cpus-per-worker 2
+dfdc-ray train --faces /data/faces --out /data/run --workers 4 --gpu \\
+    --split parts:0-34/35-39/40-49 --cpus-per-worker 8 --batch-size 256
+dfdc-ray train --faces /data/clips --out /data/r3d --model r3d_18 \\
+    --weights kinetics --image-size 112""",
+    "combine": """
+dfdc-ray combine --checkpoint /data/a/best --checkpoint /data/b/best \\
+    --out /data/mean
+dfdc-ray combine --checkpoint /data/a/best --checkpoint /data/b/best \\
+    --by logistic --faces /data/faces --out /data/both""",
+    "calibrate": """
+dfdc-ray calibrate --faces /data/faces --checkpoint /data/run/best""",
+    "evaluate": """
+dfdc-ray evaluate --faces /data/faces --checkpoint /data/run/best \\
+    --out /data/report
+dfdc-ray evaluate --faces /data/faces --checkpoint /data/run/best \\
+    --out /data/report --robustness --training-faces /data/faces
+dfdc-ray evaluate --faces /data/others --checkpoint /data/run/best \\
+    --out /data/report --split all""",
+    "predict": """
+dfdc-ray predict clip.mp4 --checkpoint /data/run/best
+dfdc-ray predict a.mp4 b.mp4 --checkpoint /data/run/best --csv""",
+    "experiments report": """
+dfdc-ray experiments report --corpus /data/sample --out /data/experiments""",
+    "experiments models": """
+dfdc-ray experiments models --corpus /data/sample --out /data/models
+dfdc-ray experiments models --corpus /data/dfdc --out /data/models --gpu \\
+    --split parts:0-34/35-39/40-49 --detectors resnet34 framediff_late chroma""",
+    "experiments bonettini": """
+dfdc-ray experiments bonettini --corpus /data/dfdc --out /data/bonettini \\
+    --gpu --cpus-per-worker 8""",
+    "demo": """
+dfdc-ray demo --out out/demo""",
+    "demo-corpus": """
+dfdc-ray demo-corpus --out out/corpus
+dfdc-ray demo-corpus --out out/sound --families 12 --fakes sound""",
+    "doctor": """
+dfdc-ray doctor
+dfdc-ray doctor --out s3://bucket/faces""",
+    "bench detectors": """
+dfdc-ray bench detectors --corpus /data/some_videos --out out/bench""",
+    "bench preprocess": """
+dfdc-ray bench preprocess --corpus /data/some_videos --out out/bench""",
+    "bench boxes": """
+dfdc-ray bench boxes --corpus /data/marked --marks marks.json --out out/bench""",
+    "bench train": """
+dfdc-ray bench train --faces /data/faces --out out/bench --image-size 128""",
+    "bench scale": """
+dfdc-ray bench scale --index out/index.parquet --out out/scale""",
+}
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; return its exit code: 0 done, 1 something to put right, 2 wrong usage or unreadable input."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
-    name = next((n for n in COMMANDS if arguments[: len(n.split())] == n.split()), None)
+    name = command_of(arguments)
     if name is None:
         return _overview(arguments)
-    cls, function = COMMANDS[name]
     try:
-        settings: Any = tyro.cli(cls, prog=f"dfdc-ray {name}", args=_words(arguments[len(name.split()) :]))
-        _load(function)(settings)
+        _load(COMMANDS[name][1])(parse(name, arguments[len(name.split()) :]))
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except KeyboardInterrupt:
@@ -78,18 +167,47 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
+def command_of(arguments: list[str]) -> str | None:
+    """The command that these words begin with."""
+    return next((name for name in COMMANDS if arguments[: len(name.split())] == name.split()), None)
+
+
+def parse(name: str, arguments: list[str]) -> Any:
+    """The settings of a command from the words after its name. SystemExit when help was asked for (it is printed) or they are wrong."""
+    if any(word in ("-h", "--help") for word in arguments):
+        print(_help(name))
+        raise SystemExit(0)
+    return tyro.cli(COMMANDS[name][0], prog=f"dfdc-ray {name}", args=_words(arguments))
+
+
+def _help(name: str) -> str:
+    """What a command does, its options as the parser shows them, and examples."""
+    cls, width = COMMANDS[name][0], shutil.get_terminal_size().columns
+    printed = io.TextIOWrapper(io.BytesIO(), encoding=sys.stdout.encoding)  # the parser looks at it to know which characters it may draw
+    with redirect_stdout(printed), suppress(SystemExit):
+        tyro.cli(cls, prog=f"dfdc-ray {name}", description="", args=["--help"])
+    printed.seek(0)
+    usage, *options = printed.read().splitlines()
+    if len(usage) > width:  # neither this line nor a description is wrapped by the parser
+        usage = f"usage: dfdc-ray {name} [-h] [OPTIONS]"
+    told = [line for text in inspect.cleandoc(cls.__doc__ or "").split("\n\n") for line in textwrap.wrap(text, min(width, 100))]
+    return "\n".join([usage, "", *told, *options, "", "Examples:" + EXAMPLES[name].replace("\n", "\n  ")])
+
+
 def _overview(arguments: list[str]) -> int:
-    """Print the commands; exit code 0 when asked for, 2 when a word is not a command."""
-    if asked := arguments in ([], ["--help"], ["-h"]):
-        out = console
-    else:
-        out = errors
+    """Print the commands, or those that begin with a word; exit code 0 when asked for, 2 when a word is not a command."""
+    words = [word for word in arguments if word not in ("-h", "--help")]
+    asked = not words or any(name.split()[:-1] == words for name in COMMANDS)
+    out = console if asked else errors
+    if not asked:
         out.print(f"[bold red]Error:[/] no command {escape(' '.join(arguments[:2]))!r}", highlight=False)
-    out.print("usage: dfdc-ray COMMAND \\[options]     (dfdc-ray COMMAND --help; --debug shows tracebacks)\n", highlight=False)
-    table = Table(box=None, show_header=False)
-    for name, (cls, _) in COMMANDS.items():
-        table.add_row(f"  [bold]{name}[/]", (cls.__doc__ or "").strip().splitlines()[0])
-    out.print(table)
+    lines = ["usage: dfdc-ray COMMAND \\[options]"]
+    for group, names in GROUPS.items():
+        if shown := [name for name in names if not asked or name.split()[: len(words)] == words]:
+            lines += ["", f"{group}:"]
+            lines += [f"  [bold]{name}[/]{' ' * (22 - len(name))} {(COMMANDS[name][0].__doc__ or '').splitlines()[0]}" for name in shown]
+    lines += ["", "dfdc-ray COMMAND --help shows its options, with examples; --debug tracebacks."]
+    out.print("\n".join(lines), highlight=False, soft_wrap=True)
     return 0 if asked else 2
 
 

@@ -1,22 +1,27 @@
 """What each command can be told: one frozen dataclass per command, which tyro turns into its options."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
 SamplingMethod = Literal["spread", "centre", "per_second", "clips"]
 Balance = Literal["frames", "sample", "groups", "none"]
 Objective = Literal["bce", "l2", "triplet"]
+Judged = Literal["train", "validation", "test", "all"]
 DrawnFakes = Literal["swap", "sound"]
+Uris = Annotated[tuple[str, ...], tyro.conf.arg(metavar="URI ...")]
 DetectorName = Literal["centerface", "ssd", "ssd-stock", "opencv"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class IndexConfig:
-    """List every video of one or more corpora, print what was found, and write it as Parquet."""
+    """List the videos of one or more corpora, as Parquet.
 
-    corpus: tuple[str, ...]
+    Prints what was found, so that it can be seen before anything runs.
+    """
+
+    corpus: Uris
     """Folder, zip or s3:// prefix; may be given several times. NAME=URI names the corpus, else its folder's name is used."""
     out: str
     """Parquet file to write."""
@@ -24,15 +29,18 @@ class IndexConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessConfig:
-    """Turn every video into face crops in Parquet shards, on Ray. Run it again after any interruption: finished work is kept."""
+    """Turn every video into face crops in Parquet, on Ray.
 
-    corpus: tuple[str, ...]
+    Run it again after any interruption: finished work is kept.
+    """
+
+    corpus: Uris
     """Folder, zip or s3:// prefix; may be given several times. NAME=URI names the corpus, else its folder's name is used."""
     out: str
     """Folder or s3:// prefix for shards, receipts and the ledger."""
     sampling: SamplingMethod = "spread"
-    """spread: evenly over the video; centre: consecutive frames around the middle; per_second: this many for each second; clips: runs of
-    frames, in each of which a face is cut out by one steady rectangle, for models that look at time."""
+    """spread: evenly over the video; centre: consecutive frames around the middle; per_second: this many for each second;
+    clips: runs of frames, in each of which a face is cut out by one steady rectangle, for models that look at time."""
     frames: int = 32
     """Frames per video (per second of video with per_second, per clip with clips)."""
     clips: int | None = None
@@ -57,8 +65,8 @@ class PreprocessConfig:
     """jpeg: quality 95, 4:4:4; png: lossless."""
     sound: bool = False
     """Keep the 0.2 s of sound around each frame too, 6 kB each, for models that listen (docs/models.md)."""
-    retry: tuple[Literal["error", "poison", "no_face", "missing"], ...] = ()
-    """Do units again that hold videos which ended so (`--retry error poison` or `--retry error,poison`)."""
+    retry: Annotated[tuple[Literal["error", "poison", "no_face", "missing"], ...], tyro.conf.arg(metavar="STATUS ...")] = ()
+    """Do units again that hold videos which ended so: error, poison, no_face or missing, several after each other or with commas."""
     max_error_share: float = 0.01
     """Exit code 1, when all is done and published, if a larger share of the videos ended as error or poison (missing ones left out)."""
     workers: int | None = None
@@ -73,9 +81,12 @@ class PreprocessConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportConfig:
-    """Turn face crops that are there already (Parquet, a CSV of paths, folders real/ and fake/) into shards like those of preprocess."""
+    """Turn face crops that are there already into shards.
 
-    crops: tuple[str, ...]
+    From Parquet, a CSV of paths, or folders real/ and fake/; the shards are like those of preprocess.
+    """
+
+    crops: Uris
     """A .parquet or .csv file, or a folder with real/ and fake/; local or s3://; may be given several times."""
     out: str
     """Folder or s3:// prefix for the shards; `train`, `evaluate` and `pack` take it as their --faces."""
@@ -87,9 +98,12 @@ class ImportConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanConfig:
-    """Say what preprocessing a corpus will take, before it runs: counts, bytes; with a bench file hours, storage, requests and cost."""
+    """Say what preprocessing will take, before it runs.
 
-    corpus: tuple[str, ...] = ()
+    Counts and bytes; with a bench file hours, storage, requests and cost.
+    """
+
+    corpus: Uris = ()
     """Folder, zip or s3:// prefix; may be given several times. NAME=URI names the corpus, else its folder's name is used."""
     index: str | None = None
     """Instead of --corpus: what `dfdc-ray index` wrote."""
@@ -109,7 +123,10 @@ class PlanConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CoverageConfig:
-    """Make the coverage report of a preprocess output again: faces found by part, label and method, errors, and the worst cases."""
+    """Make the coverage report of a preprocess output again.
+
+    Faces found by part, label and method, errors, and the worst cases.
+    """
 
     faces: str
     """Output of preprocess: folder or s3:// prefix. The report is written into it as coverage.html."""
@@ -117,7 +134,10 @@ class CoverageConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PackConfig:
-    """Shuffle the faces of preprocess into a few large shards for training, on Ray. Run it again after any interruption."""
+    """Shuffle faces into a few large shards for training.
+
+    On Ray. Run it again after any interruption.
+    """
 
     faces: str
     """Output of preprocess: folder or s3:// prefix."""
@@ -135,7 +155,10 @@ class PackConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """Train a detector on face shards with Ray Train. Run the same command again to resume."""
+    """Train a detector on face shards, with Ray Train.
+
+    Run the same command again to resume.
+    """
 
     faces: str
     """Output of preprocess or pack: folder or s3:// prefix."""
@@ -146,11 +169,11 @@ class TrainConfig:
     model: str = "resnet34"
     """Name in dfdc_ray.models."""
     weights: str = "imagenet"
-    """imagenet or kinetics (fetched by torchvision), none (from scratch), or a file or s3:// URI of a state dict (.safetensors or .pth),
-    such as an earlier training's best/model.safetensors."""
+    """imagenet or kinetics (fetched by torchvision), none (from scratch), or a state dict's file or s3:// URI (.safetensors or .pth).
+    An earlier training's is its best/model.safetensors."""
     objective: Objective = "bce"
-    """bce: binary cross-entropy; l2: squared error on the sigmoid's output, as in the founding report; triplet: features
-    whose distances tell the classes apart, with a linear layer on them (Bonettini et al. 2020)."""
+    """bce: binary cross-entropy; l2: squared error on the sigmoid's output, as in the founding report;
+    triplet: features whose distances tell the classes apart, with a linear layer on them (Bonettini et al. 2020)."""
     balance: Balance = "frames"
     """frames: use the extra frames of real videos; sample: draw both classes equally often; groups: also every group; none: core frames."""
     self_blend: float = 0.0
@@ -187,16 +210,19 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
-    """Judge a checkpoint on a split: metrics by frame and by video, beside the baselines, as JSON, Markdown and pictures."""
+    """Judge a checkpoint on a split, beside the baselines.
+
+    Metrics by frame and by video, as JSON, Markdown and pictures.
+    """
 
     faces: str
     """Output of preprocess or pack: folder or s3:// prefix."""
     checkpoint: tyro.conf.UseAppendAction[tuple[str, ...]]
     """Checkpoint folder (the train output's `best`), local or s3://; of several (--checkpoint A --checkpoint B) the mean of logits."""
     out: str
-    """Folder for report.json, report.md and the pictures."""
-    split: Literal["train", "validation", "test"] = "test"
-    """Which split, by the rule that the checkpoint records."""
+    """Folder for report.html, report.json, report.md and the pictures."""
+    split: Judged = "test"
+    """Which split, by the rule that the checkpoint records; all: every labelled video, of a corpus that was not trained on."""
     robustness: bool = False
     """Judge the same faces again after JPEG, H.264, blur, noise and other changes; takes ten times as long."""
     training_faces: str | None = None
@@ -208,7 +234,10 @@ class EvaluateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CalibrateConfig:
-    """Make a video's score a probability, by what is best on a checkpoint's validation videos; kept in the checkpoint folder."""
+    """Make a checkpoint's scores of videos probabilities.
+
+    By what is best on its validation videos; kept in the checkpoint folder.
+    """
 
     faces: str
     """Output of preprocess or pack that it was trained from: folder or s3:// prefix."""
@@ -220,7 +249,10 @@ class CalibrateConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CombineConfig:
-    """Make one checkpoint of several: the mean of their logits, or a logistic combination fitted on validation."""
+    """Make one checkpoint of several.
+
+    By the mean of their logits, or a logistic combination fitted on validation.
+    """
 
     checkpoint: tyro.conf.UseAppendAction[tuple[str, ...]]
     """Checkpoint folder, local or s3://; given several times."""
@@ -234,9 +266,12 @@ class CombineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class PredictConfig:
-    """Score video files: how likely each is a fake, with the evidence by frame and by face."""
+    """Score video files, with the evidence shown.
 
-    videos: tyro.conf.Positional[tuple[str, ...]]
+    How likely each is a fake, by frame and by face. A score is evidence, not proof.
+    """
+
+    videos: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="VIDEO ...")]]
     """Video files, or s3:// URIs."""
     checkpoint: tyro.conf.UseAppendAction[tuple[str, ...]]
     """Checkpoint folder (the train output's `best`), local or s3://; of several (--checkpoint A --checkpoint B) the mean of logits."""
@@ -244,6 +279,8 @@ class PredictConfig:
     """Frames per video, evenly spread; of a model that looks at clips, in clips as long as those of its training."""
     maps: str | None = None
     """Folder for a picture of each video that shows what the model looked at: its attention, or a clip's differences and colours."""
+    report: str | None = None
+    """Folder for a page of each video to read or print: verdict, timeline, faces with heat maps, the model's card."""
     json: bool = False
     """Print JSON."""
     csv: bool = False
@@ -279,7 +316,10 @@ class ServeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoCorpusConfig:
-    """Generate a corpus of drawn talking heads and fakes of them, in DFDC's own form. Says nothing about real fakes."""
+    """Generate a corpus of drawn heads and fakes of them.
+
+    In DFDC's own form. Says nothing about real fakes.
+    """
 
     out: str
     """Folder for dfdc_train_part_NN.zip and test_videos/."""
@@ -292,14 +332,20 @@ class DemoCorpusConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class DemoConfig:
-    """The whole way in miniature: generate a corpus, index, preprocess, train, evaluate and score an unseen video."""
+    """The whole way in miniature, on a generated corpus.
+
+    Generate, index, preprocess, train, evaluate and score an unseen video.
+    """
 
     out: str = "out/demo"
 
 
 @dataclass(frozen=True, kw_only=True)
 class DoctorConfig:
-    """Check this machine: versions, weights, Ray, storage, GPU, disk. Exit code 1 if something required fails."""
+    """Check whether this machine is fit.
+
+    Versions, weights, Ray, storage, GPU, disk. Exit code 1 if something required fails.
+    """
 
     out: str = "out"
     """Folder or s3:// prefix whose writability and free space are checked."""

@@ -1,5 +1,6 @@
 """The command line: options, exit codes, and errors without tracebacks."""
 
+import shlex
 import subprocess
 import sys
 
@@ -16,9 +17,36 @@ def test_help_names_every_command(capsys):
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
-def test_every_command_has_help(name, capsys):
+def test_help_of_every_command_fits_80_columns_and_ends_with_its_examples(name, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     assert cli.main([*name.split(), "--help"]) == 0
-    assert "--" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert [line for line in printed.splitlines() if len(line) > 80] == []
+    assert printed.rstrip().endswith(cli.EXAMPLES[name].strip().splitlines()[-1].strip())
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_examples_are_commands_that_can_be_given(name):
+    for line in cli.EXAMPLES[name].replace("\\\n", " ").strip().splitlines():
+        program, *words = shlex.split(line)
+        assert program == "dfdc-ray"
+        assert cli.command_of(words) == name
+        assert isinstance(cli.parse(name, words[len(name.split()) :]), cli.COMMANDS[name][0])
+
+
+def test_overview_has_each_command_once_in_its_group_and_fits_80_columns(capsys):
+    assert sorted(name for names in cli.GROUPS.values() for name in names) == sorted(cli.COMMANDS)
+    assert cli.main(["--help"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in printed if len(line) > 80] == []
+    assert len([line for line in printed if line.startswith("  ")]) == len(cli.COMMANDS)
+
+
+def test_the_first_word_of_some_commands_lists_them(capsys):
+    assert cli.main(["bench", "--help"]) == 0
+    printed = capsys.readouterr().out
+    assert "bench scale" in printed
+    assert "train  " not in printed.replace("bench train", "")
 
 
 def test_an_unknown_command_is_wrong_usage(capsys):

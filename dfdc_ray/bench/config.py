@@ -2,12 +2,17 @@
 
 from dataclasses import dataclass
 
+from dfdc_ray.config import Uris
+
 
 @dataclass(frozen=True, kw_only=True)
 class BenchDetectorsConfig:
-    """Measure each face detector on one's own videos: coverage and CPU time per frame."""
+    """Measure face detectors: coverage, CPU time per frame.
 
-    corpus: tuple[str, ...]
+    On one's own videos.
+    """
+
+    corpus: Uris
     """Folder, zip or s3:// prefix; may be given several times."""
     out: str
     """Folder for the result as JSON and Markdown."""
@@ -17,9 +22,12 @@ class BenchDetectorsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchPreprocessConfig:
-    """Measure CPU seconds per video of preprocessing beside the usual loops, on one's own videos."""
+    """Measure CPU seconds per video of preprocessing.
 
-    corpus: tuple[str, ...]
+    Beside the usual loops, on one's own videos.
+    """
+
+    corpus: Uris
     """Folder, zip or s3:// prefix; may be given several times."""
     out: str
     """Folder for the result as JSON and Markdown."""
@@ -35,9 +43,12 @@ class BenchPreprocessConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchBoxesConfig:
-    """Measure each face detector's boxes against boxes marked by eye: faces found, false boxes, CPU time per frame."""
+    """Measure face detectors against boxes marked by eye.
 
-    corpus: tuple[str, ...]
+    Faces found, false boxes, CPU time per frame.
+    """
+
+    corpus: Uris
     """Folder, zip or s3:// prefix with the marked videos; may be given several times. NAME=URI names a corpus that the marks name so."""
     marks: str
     """JSON with the marked frames; tests/data/boxes.json is one."""
@@ -47,7 +58,10 @@ class BenchBoxesConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchTrainConfig:
-    """Measure how fast training goes from face shards, beside the same training on pictures that are in memory already."""
+    """Measure how fast training goes from face shards.
+
+    Beside the same training on pictures that are in memory already.
+    """
 
     faces: str
     """Output of preprocess or pack: folder or s3:// prefix."""
@@ -89,7 +103,10 @@ class BenchServeConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchScaleConfig:
-    """Measure what a large corpus costs preprocess besides the work on its videos: plan, Ray, storage, a run with nothing to do."""
+    """Measure what preprocess costs besides its videos.
+
+    Of a large corpus: plan, Ray, storage, a run with nothing to do.
+    """
 
     index: str
     """What `dfdc-ray index` wrote; or a Parquet table with DFDC's columns video, label, original and part."""

@@ -71,4 +71,4 @@ def demo(config: DemoConfig) -> None:
     console.print(times)
     console.print("The corpus is drawn by code, its fakes with coarse traces: the accuracy shows that the parts work together,")
     console.print("and says nothing about real fakes.")
-    console.print(f"Report:     {report / 'report.md'}\nCheckpoint: {best}", highlight=False, soft_wrap=True)
+    console.print(f"Report:     {report / 'report.html'}\nCheckpoint: {best}", highlight=False, soft_wrap=True)

@@ -23,7 +23,7 @@ from dfdc_ray.evaluate.members import Members, combined, load_members, mean, sav
 from dfdc_ray.evaluate.metrics import log_losses
 from dfdc_ray.evaluate.run import faces_of
 from dfdc_ray.evaluate.scorer import Scorer, score_rows
-from dfdc_ray.evaluate.videos import refuse_trained_on, split_videos
+from dfdc_ray.evaluate.videos import fitting_videos
 from dfdc_ray.shards.manifest import read_manifest
 from dfdc_ray.train.memory import keep_freed_memory
 
@@ -105,8 +105,7 @@ def fit(logits: np.ndarray, labels: np.ndarray) -> tuple[list[float], float]:
 def _validation(checkpoints: Sequence[Members], together: Members, uri: str) -> tuple[np.ndarray, np.ndarray]:
     """Logits of the validation videos that have a face, float64 [M,V], and their labels, int64 [V]."""
     manifest = read_manifest(uri)
-    videos = split_videos(uri, together.config["split"], "validation")
-    refuse_trained_on(videos.groups, together.config, split="validation", faces=uri, uri="one of the checkpoints")
+    videos = fitting_videos(uri, together.config, uri="one of the checkpoints")
     faces = faces_of(manifest, videos, clips=together.clips, sound=together.sound, cache=None)
     found = [faces.aggregate(score_rows(Scorer(each), faces.rows, batch_size=_BATCH), "mean_logit") for each in checkpoints]
     scored = [row for row in videos.labelled if row["video_id"] in found[0]]

@@ -1,8 +1,9 @@
-"""A report as files: report.json (everything), report.md, roc.png, scores.png, reliability.png, scores.csv."""
+"""A report as files: report.json (everything), report.html, report.md, its pictures as PNG, scores.csv."""
 
 import csv
 import io
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -10,28 +11,42 @@ import numpy as np
 
 from dfdc_ray import storage
 from dfdc_ray.evaluate import plots, tables
+from dfdc_ray.evaluate.mistakes import Mistake
+from dfdc_ray.evaluate.page import page
 from dfdc_ray.evaluate.report import Report
 
 FORMAT_VERSION = 1
 
 
-def write(report: Report, out: str) -> None:
-    """Write all files into the folder or s3:// prefix `out`; report.json last, so that it is there only if the others are."""
+def write(report: Report, out: str, mistakes: Sequence[Mistake] = ()) -> None:
+    """Write all files into the folder or s3:// prefix `out`; report.json last, so that it is there only if the others are.
+
+    mistakes: the worst, with their faces, for report.html.
+    """
     storage.make_dirs(out)
+    pictures = _pictures(report)
+    for name, picture in pictures.items():
+        storage.write_bytes(storage.join(out, f"{name}.png"), picture)
+    storage.write_bytes(storage.join(out, "scores.csv"), scores_csv(report).encode())
+    storage.write_bytes(storage.join(out, "report.md"), tables.markdown(report).encode())
+    storage.write_bytes(storage.join(out, "report.html"), page(report, pictures, mistakes, out=out))
+    storage.write_bytes(storage.join(out, "report.json"), (json.dumps(to_json(report), indent=2) + "\n").encode())
+
+
+def _pictures(report: Report) -> dict[str, bytes]:
+    """PNGs by their names in tables.PICTURES."""
     scores = np.array([v.counted_as for v in report.videos])
     labels = np.array([v.label == "FAKE" for v in report.videos], dtype=np.int64)
     scored = np.array([v.score is not None for v in report.videos])
-    unscored = f"; {len(report.unscored)} without a score not shown" if report.unscored else ""
+    raw = np.array([v.raw_score for v in report.videos if v.score is not None])
     frames = report.frame_scores, report.frame_labels
-    storage.write_bytes(storage.join(out, "roc.png"), plots.roc((scores, labels), frames, title=report.title))
-    storage.write_bytes(storage.join(out, "scores.png"), plots.histograms(scores[scored], labels[scored], title=report.title + unscored))
-    reliability = plots.reliability(
-        np.array([v.raw_score for v in report.videos if v.score is not None]), scores[scored], labels[scored], title=report.title + unscored
-    )
-    storage.write_bytes(storage.join(out, "reliability.png"), reliability)
-    storage.write_bytes(storage.join(out, "scores.csv"), scores_csv(report).encode())
-    storage.write_bytes(storage.join(out, "report.md"), tables.markdown(report).encode())
-    storage.write_bytes(storage.join(out, "report.json"), (json.dumps(to_json(report), indent=2) + "\n").encode())
+    with_score = report.title + (f"; {len(report.unscored)} without a score not shown" if report.unscored else "")
+    return {
+        "roc": plots.roc((scores, labels), frames, title=report.title),
+        "pr": plots.pr((scores, labels), frames, title=report.title),
+        "scores": plots.histograms(scores[scored], labels[scored], title=with_score),
+        "reliability": plots.reliability(raw, scores[scored], labels[scored], title=with_score),
+    }
 
 
 def to_json(report: Report) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Heat maps: which places of a face, or of a clip's frames, spoke for a fake. Grad-CAM (Selvaraju et al. 2017), by captum."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -10,12 +11,38 @@ from torch.nn import functional
 
 from dfdc_ray.evaluate.members import Member
 from dfdc_ray.evaluate.scorer import Scorer
-from dfdc_ray.faces.crop import decode
+from dfdc_ray.faces.crop import cut, decode, encode
 from dfdc_ray.train import transforms
 from dfdc_ray.train.validation import to_device
 
+SIDE = 224  # pixels of a page's pictures, at most
+_SHOWN = 3  # frames of a clip
 _BATCH, _CLIPS = 16, 2
 _OPACITY = 0.55  # of the hottest place
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A face as the model sees it and under its heat map, JPEGs for a page. heat: None without maps; the face is then as stored."""
+
+    face: bytes
+    heat: bytes | None
+    at: int = 0  # which frame of a clip it is
+
+
+def shown(scorer: Scorer, pictures: Sequence[Sequence[bytes]]) -> list[list[Shown]]:
+    """For each encoded face one, for each clip a few of its frames; the hottest place is that of them all."""
+    wanted = [np.unique(np.linspace(0, len(each) - 1, _SHOWN if scorer.clips else 1).round().astype(int)).tolist() for each in pictures]
+    maps = heat_maps(scorer, pictures)
+    if maps is None:
+        return [[Shown(_small(decode(each[at])), None, at) for at in some] for each, some in zip(pictures, wanted, strict=True)]
+    seen, heat = maps if scorer.clips else (maps[0][:, None], maps[1][:, None])
+    return [[Shown(_small(seen[n, at]), _small(overlay(seen[n, at], heat[n, at])), at) for at in some] for n, some in enumerate(wanted)]
+
+
+def _small(rgb: np.ndarray) -> bytes:
+    height, width = rgb.shape[:2]
+    return encode(cut(rgb, (0, 0, width, height), max_side=SIDE), "small")
 
 
 def explains(member: Member) -> bool:

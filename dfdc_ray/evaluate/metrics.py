@@ -14,6 +14,7 @@ from torchmetrics.functional.classification import (
     binary_average_precision,
     binary_confusion_matrix,
     binary_eer,
+    binary_precision_recall_curve,
     binary_recall,
     binary_roc,
     binary_sensitivity_at_specificity,
@@ -90,6 +91,12 @@ def roc_curve(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.nd
     """False and true positive rates (fake is positive) at every distinct score; both classes must be there."""
     fpr, tpr, _ = binary_roc(*_tensors(scores, labels))
     return fpr.numpy(), tpr.numpy()
+
+
+def pr_curve(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Recall and precision (fake is positive) at every distinct score, recall ascending; both classes must be there."""
+    precision, recall, _ = binary_precision_recall_curve(*_tensors(scores, labels))
+    return recall.flip(0).numpy(), precision.flip(0).numpy()
 
 
 def binary_metrics(scores: np.ndarray, labels: np.ndarray) -> Metrics:

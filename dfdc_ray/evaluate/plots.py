@@ -1,34 +1,62 @@
-"""The report's pictures as PNG bytes: ROC curves, histograms of the videos' scores, reliability. Figure objects, no global state."""
+"""The report's pictures as PNG bytes: ROC and PR curves, histograms of the videos' scores, reliability. Figure objects, no global state."""
 
 import io
+from collections.abc import Iterator
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from dfdc_ray.evaluate.metrics import THRESHOLD, roc_curve
+from dfdc_ray.evaluate.metrics import THRESHOLD, binary_metrics, pr_curve, roc_curve
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart.
 REAL, FAKE, GREY = "#0072B2", "#D55E00", "#666666"
 BINS = 20
 
 
-def roc(video: tuple[np.ndarray, np.ndarray], frame: tuple[np.ndarray, np.ndarray], *, title: str) -> bytes:
-    """ROC curves of both levels, each given as (scores [N], labels [N]); a level with one class only is said in words."""
+Scored = tuple[np.ndarray, np.ndarray]  # scores [N], labels [N]
+
+
+def roc(video: Scored, frame: Scored, *, title: str) -> bytes:
+    """ROC curves of both levels; one with one class only is said in words."""
     figure, axes = empty_figure(5.4, 5.4)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1, label="chance")
+    for name, (scores, labels), counts, style in _levels(axes, video, frame):
+        fpr, tpr = roc_curve(scores, labels)
+        axes.plot(fpr, tpr, label=f"{name}: AUC {np.trapezoid(tpr, fpr):.4f} ({counts})", **style)
+    return _square(figure, axes, title, xlabel="reals called fake", ylabel="fakes called fake", legend="lower right")
+
+
+def pr(video: Scored, frame: Scored, *, title: str) -> bytes:
+    """Precision over recall of both levels, with the share of fakes, which is the precision of calling everything fake."""
+    figure, axes = empty_figure(5.4, 5.4)
+    for name, (scores, labels), counts, style in _levels(axes, video, frame):
+        recall, precision = pr_curve(scores, labels)
+        average = binary_metrics(scores, labels).pr_auc
+        axes.step(recall, precision, where="pre", label=f"{name}: average precision {average:.4f} ({counts})", **style)
+        axes.axhline(labels.mean(), color=style["color"], linestyle=":", linewidth=1, label=f"{name}: share of fakes {labels.mean():.4f}")
+    return _square(
+        figure, axes, title, xlabel="fakes called fake (recall)", ylabel="fakes among those called fake (precision)", legend="lower left"
+    )
+
+
+def _levels(axes: Axes, video: Scored, frame: Scored) -> Iterator[tuple[str, Scored, str, dict[str, Any]]]:
+    """Name, scores, counts and style of each level with both classes; the other is named in the legend."""
     for name, (scores, labels), colour, width in (("frames", frame, FAKE, 1.2), ("videos", video, REAL, 2.2)):
         reals, fakes = int((labels == 0).sum()), int((labels == 1).sum())
-        if not (reals and fakes):
-            axes.plot([], [], color=colour, label=f"{name}: undefined ({reals} real, {fakes} fake)")
-            continue
-        fpr, tpr = roc_curve(scores, labels)
-        auc = np.trapezoid(tpr, fpr)
-        axes.plot(fpr, tpr, color=colour, linewidth=width, label=f"{name}: AUC {auc:.4f} ({reals} real, {fakes} fake)")
-    axes.set(xlabel="reals called fake", ylabel="fakes called fake", xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
+        counts = f"{reals} real, {fakes} fake"
+        if reals and fakes:
+            yield name, (scores, labels), counts, {"color": colour, "linewidth": width}
+        else:
+            axes.plot([], [], color=colour, label=f"{name}: undefined ({counts})")
+
+
+def _square(figure: Figure, axes: Axes, title: str, *, xlabel: str, ylabel: str, legend: Literal["lower left", "lower right"]) -> bytes:
+    axes.set(xlabel=xlabel, ylabel=ylabel, xlim=(-0.01, 1.01), ylim=(-0.01, 1.01), aspect="equal")
     axes.set_title(title, fontsize=10, loc="left")
-    axes.legend(loc="lower right", fontsize=8, frameon=False)
+    axes.legend(loc=legend, fontsize=8, frameon=False)
     return png(figure)
 
 
@@ -66,10 +94,7 @@ def reliability(before: np.ndarray, after: np.ndarray, labels: np.ndarray, *, ti
         axes.plot(x, y, color=colour, marker="o", markersize=4, linewidth=1.2, label=f"{name} ({len(scores)} videos)")
         for at, share, count in points:
             axes.annotate(str(count), (at, share), xytext=(4, -9), textcoords="offset points", fontsize=7, color=colour)
-    axes.set(xlabel="mean score in a tenth", ylabel="share of fakes", xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")
-    axes.set_title(title, fontsize=10, loc="left")
-    axes.legend(loc="lower right", fontsize=8, frameon=False)
-    return png(figure)
+    return _square(figure, axes, title, xlabel="mean score in a tenth", ylabel="share of fakes", legend="lower right")
 
 
 def empty_figure(width: float, height: float) -> tuple[Figure, Axes]:

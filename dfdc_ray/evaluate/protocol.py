@@ -60,7 +60,7 @@ def protocol(
         "data_hash": manifest.data_hash,
         "data_hash_of_training": checkpoint["data_hash"],
         "split": config.split,
-        "split_rule": splits.describe(checkpoint["split"]),
+        "split_rule": splits.describe(checkpoint["split"]) + ("; not asked here: every labelled video" if config.split == "all" else ""),
         "groups": len({v.group_id for v in videos}),
         "videos": len(videos),
         "videos_scored": sum(v.score is not None for v in videos),

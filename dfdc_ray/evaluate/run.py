@@ -24,11 +24,12 @@ from dfdc_ray.evaluate.appearance import appearance
 from dfdc_ray.evaluate.calibration import Calibration
 from dfdc_ray.evaluate.duplicates import near_duplicates
 from dfdc_ray.evaluate.metrics import Metrics, binary_metrics, judge, log_losses
+from dfdc_ray.evaluate.mistakes import Mistake, mistakes
 from dfdc_ray.evaluate.protocol import protocol, warnings_of
 from dfdc_ray.evaluate.report import JudgedVideo, Report, Robustness
 from dfdc_ray.evaluate.robustness import CHANGES
 from dfdc_ray.evaluate.scorer import Scorer, load_scorer, score_rows, weights_of
-from dfdc_ray.evaluate.videos import SplitVideos, refuse_trained_on, split_videos
+from dfdc_ray.evaluate.videos import SplitVideos, fitting_videos, refuse_trained_on, split_videos
 from dfdc_ray.shards.cache import cached, check_folder
 from dfdc_ray.shards.manifest import Manifest, read_manifest
 from dfdc_ray.shards.rows import RowTable, samples_of
@@ -58,7 +59,7 @@ class Faces:
 def evaluate(config: EvaluateConfig) -> None:
     """The command. Raises UserError for a checkpoint or faces folder that cannot be judged, and for groups seen in training."""
     tables.show(write_report(config), console)
-    console.print(f"Report: {storage.join(storage.absolute(config.out), 'report.md')}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Report: {storage.join(storage.absolute(config.out), 'report.html')}", markup=False, highlight=False, soft_wrap=True)
 
 
 def write_report(config: EvaluateConfig) -> Report:
@@ -81,8 +82,8 @@ def write_report(config: EvaluateConfig) -> Report:
             )
     storage.make_dirs(config.out)  # what cannot be written is said before the work, not after
     faces = faces_of(manifest, videos, clips=scorer.clips, sound=scorer.sound, cache=config.cache)
-    report = _report(config, scorer, manifest, videos, faces, training=training, warnings=warnings)
-    files.write(report, config.out)
+    report, wrong = _report(config, scorer, manifest, videos, faces, training=training, warnings=warnings)
+    files.write(report, config.out, wrong)
     return report
 
 
@@ -94,8 +95,7 @@ def calibrate(config: CalibrateConfig) -> None:
     keep_freed_memory()
     scorer = load_scorer(config.checkpoint, calibrated=False)  # it may be of other weights
     manifest = read_manifest(config.faces)
-    videos = split_videos(config.faces, scorer.config["split"], "validation")
-    refuse_trained_on(videos.groups, scorer.config, split="validation", faces=config.faces, uri=config.checkpoint)
+    videos = fitting_videos(config.faces, scorer.config, uri=config.checkpoint)
     faces = faces_of(manifest, videos, clips=scorer.clips, sound=scorer.sound, cache=config.cache)
     of_faces = score_rows(scorer, faces.rows, batch_size=_BATCH)
     found = {rule: faces.aggregate(of_faces, rule) for rule in RULES}
@@ -159,7 +159,7 @@ def _report(
     *,
     training: RowTable | None,
     warnings: tuple[str, ...],
-) -> Report:
+) -> tuple[Report, list[Mistake]]:
     looks = np.zeros((len(faces.rows), 2))
 
     def look(positions: np.ndarray, images: torch.Tensor) -> None:
@@ -174,13 +174,13 @@ def _report(
     rules = {rule: _metrics(videos, faces.aggregate(scores, rule), prior, lambda score: score) for rule in RULES}
     changed = []
     for name, change in CHANGES.items() if config.robustness else ():
-        scores = score_rows(scorer, faces.rows, batch_size=config.batch_size, change=change, what=name)
-        after = faces.aggregate(scores, scorer.rule)
+        worse = score_rows(scorer, faces.rows, batch_size=config.batch_size, change=change, what=name)
+        after = faces.aggregate(worse, scorer.rule)
         frame_scores, frame_labels, _ = _by_frame(videos, after)
         by_video = _metrics(videos, after, prior, scorer.probability)
         changed.append(Robustness(change=name, video=by_video, frame=binary_metrics(frame_scores, frame_labels)))
-    return Report(
-        title=f"{scorer.config['model']} on the {config.split} split",
+    report = Report(
+        title=f"{scorer.config['model']} on " + ("all videos" if config.split == "all" else f"the {config.split} split"),
         protocol=protocol(config, scorer, manifest, judged, frames_scored=len(in_frames[0])),
         warnings=warnings,
         video=judge(
@@ -196,6 +196,7 @@ def _report(
         robustness=tuple(changed),
         near_duplicates=None if training is None else near_duplicates(faces.rows, training),
     )
+    return report, mistakes(report.worst, found, faces.rows, scores, scorer=scorer, manifest=manifest)
 
 
 def _metrics(videos: SplitVideos, found: Mapping[str, Aggregate], prior: float, probability: Callable[[float], float]) -> Metrics:

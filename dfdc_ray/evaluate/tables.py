@@ -1,4 +1,4 @@
-"""The tables of a report, in Markdown and on the console."""
+"""The tables of a report, as sections of a page or of Markdown, and on the console."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -7,14 +7,15 @@ from typing import Any
 import numpy as np
 from rich import box
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as ConsoleTable
 
-from dfdc_ray.console import markdown_table
+from dfdc_ray import pages
 from dfdc_ray.evaluate import calibration
 from dfdc_ray.evaluate.appearance import SKIN_TONES, skin_tone_class
 from dfdc_ray.evaluate.duplicates import CLOSE
 from dfdc_ray.evaluate.metrics import THRESHOLD, Interval, Level, Metrics, binary_metrics, log_losses
 from dfdc_ray.evaluate.report import JudgedVideo, Report
+from dfdc_ray.pages import Section, Table
 
 # name in Metrics, name for people, what it is counted over
 _LINES = (
@@ -32,6 +33,7 @@ _LINES = (
 )
 _ON_CONSOLE = ("accuracy", "balanced_accuracy", "recall_real", "recall_fake", "log_loss", "auc", "eer")  # it has 80 columns
 _OVER = {"n": "", "reals": "real", "fakes": "fake"}
+PICTURES = {"roc": "ROC", "pr": "Precision and recall", "reliability": "Reliability", "scores": "Scores"}  # NAME.png
 _BASELINE_NAMES = {"always_fake": "always fake", "training_majority": "training majority", "constant_prior": "constant prior"}
 
 
@@ -44,7 +46,8 @@ def number(value: float | None, metrics: Metrics) -> str:
     return "undefined (no reals)" if metrics.reals == 0 else "undefined (no fakes)"
 
 
-def _interval(interval: Interval | None, *, digits: int = 4) -> str:
+def between(interval: Interval | None, *, digits: int = 4) -> str:
+    """Its ends; nothing for none."""
     return "" if interval is None else f"{interval.low:.{digits}f} to {interval.high:.{digits}f}"
 
 
@@ -59,7 +62,7 @@ def _level_rows(level: Level, unit: str) -> list[list[str]]:
         [
             title,
             number(getattr(level.metrics, name), level.metrics),
-            _interval(level.intervals.get(name)),
+            between(level.intervals.get(name)),
             *(number(getattr(baseline, name), baseline) for baseline in level.baselines.values()),
             _over(level.metrics, over, unit),
         ]
@@ -67,59 +70,68 @@ def _level_rows(level: Level, unit: str) -> list[list[str]]:
     ]
 
 
-def _header(level: Level, unit: str) -> list[str]:
-    return [f"by {unit.removesuffix('s')}", "model", "95 % interval", *(_BASELINE_NAMES[name] for name in level.baselines), "over"]
+def _level(level: Level, unit: str) -> Section:
+    m = level.metrics
+    header = [f"by {unit.removesuffix('s')}", "model", "95 % interval", *(_BASELINE_NAMES[name] for name in level.baselines), "over"]
+    confusion = [["real", str(m.real_as_real), str(m.real_as_fake)], ["fake", str(m.fake_as_real), str(m.fake_as_fake)]]
+    return Section(
+        f"By {unit.removesuffix('s')}",
+        [
+            Table(header, _level_rows(level, unit)),
+            f"Intervals: {level.interval_note}.",
+            Table([unit, "called real", "called fake"], confusion),
+        ],
+    )
 
 
 def markdown(report: Report) -> str:
     """The report for people: protocol, tables beside the baselines, what could not be scored, the worst mistakes."""
-    lines = [f"# {report.title}", ""]
-    for warning in report.warnings:
-        lines += [f"> **{warning}**", ""]
-    lines += ["## Protocol", ""]
-    lines.append(markdown_table(["what", "value"], [[key.replace("_", " "), _plain(value)] for key, value in report.protocol.items()]))
-    for unit, level in (("videos", report.video), ("frames", report.frame)):
-        m = level.metrics
-        lines += [f"## By {unit.removesuffix('s')}", "", markdown_table(_header(level, unit), _level_rows(level, unit))]
-        lines += [f"Intervals: {level.interval_note}.", ""]
-        confusion = [["real", str(m.real_as_real), str(m.real_as_fake)], ["fake", str(m.fake_as_real), str(m.fake_as_fake)]]
-        lines.append(markdown_table([unit, "called real", "called fake"], confusion))
-    for title, beside, slices in _slices(report.videos):
-        lines += [f"## By {title}", "", markdown_table(*_slice_table(beside, slices))]
+    pictures = [f"![{title}]({name}.png)" for name, title in PICTURES.items()]
+    return pages.markdown(report.title, report.warnings, [*numbers(report), *slices(report), *pictures, *losses(report)])
+
+
+def numbers(report: Report) -> list[Section]:
+    """What the numbers were taken on, and the metrics beside those of the baselines."""
+    rows = [[key.replace("_", " "), _plain(value)] for key, value in report.protocol.items()]
+    protocol = Section("Protocol", [Table(["what", "value"], rows, names=[1], texts=[1])])
+    return [protocol, _level(report.video, "videos"), _level(report.frame, "frames")]
+
+
+def slices(report: Report) -> list[Section]:
+    """The metrics by what is known of the videos, by other rules, after changes, and before calibration."""
+    found = [Section(f"By {title}", [_slice_table(beside, some)]) for title, beside, some in _slices(report.videos)]
     if any(v.lightness is not None for v in report.videos):
-        lines += ["Lightness (CIELAB) and skin tone are of the pictures' middles, lamps and cameras included; medians over the frames.", ""]
-    lines += ["## Aggregation", "", *_rules(report)]
+        note = "Lightness (CIELAB) and skin tone are of the pictures' middles, lamps and cameras included; medians over the frames."
+        found[-1] = Section(found[-1].title, [*found[-1].body, note])
+    found.append(_rules(report))
     if report.robustness:
-        lines += ["## Robustness", "", *_robustness(report)]
+        found.append(_robustness(report))
     if report.near_duplicates is not None:
-        lines += ["## Near-duplicates of training videos", "", *_near_duplicates(report)]
-    lines += ["## Calibration", "", *_calibration(report)]
-    lines += ["![ROC](roc.png)", "", "![Reliability](reliability.png)", "", "![Scores](scores.png)", "", "## Videos without a score", ""]
+        found.append(_near_duplicates(report))
+    return [*found, _calibration(report)]
+
+
+def losses(report: Report) -> tuple[Section, Section]:
+    """The videos without a score, and the worst mistakes."""
+    body: list[str | Table] = [f"None: all {len(report.videos)} labelled videos have a score."]
     if report.unscored:
-        lines += [f"{len(report.unscored)} of {len(report.videos)} labelled videos; each counts at the training prior.", ""]
         rows = [[v.video_id, v.label, v.status, ": ".join(filter(None, (v.stage, v.error)))] for v in report.unscored]
-        lines.append(markdown_table(["video", "label", "status", "why"], rows))
-    else:
-        lines += [f"None: all {len(report.videos)} labelled videos have a score.", ""]
+        body = [f"{len(report.unscored)} of {len(report.videos)} labelled videos; each counts at the training prior."]
+        body.append(Table(["video", "label", "status", "why"], rows, texts=[3]))
     short, scored = sum(v.short_tracks for v in report.videos), len(report.videos) - len(report.unscored)
-    lines += [f"In {short} of the {scored} scored videos no track was long enough, so the longest counted.", ""]
-    lines += [f"Videos without a label, which no split holds: {report.unlabelled_videos}.", "", "## Worst mistakes", ""]
-    if report.worst:
-        rows = [
-            [v.video_id, v.label, v.method or "", f"{v.counted_as:.4f}", f"{v.frames_scored} of {v.frames_sampled}"] for v in report.worst
-        ]
-        lines.append(markdown_table(["video", "label", "method", "score", "frames scored"], rows))
-    else:
-        lines += ["None.", ""]
-    return "\n".join(lines)
+    body.append(f"In {short} of the {scored} scored videos no track was long enough, so the longest counted.")
+    body.append(f"Videos without a label, which no split holds: {report.unlabelled_videos}.")
+    rows = [[v.video_id, v.label, v.method or "", f"{v.counted_as:.4f}", f"{v.frames_scored} of {v.frames_sampled}"] for v in report.worst]
+    worst = Table(["video", "label", "method", "score", "frames scored"], rows, names=[2])
+    return Section("Videos without a score", body), Section("Worst mistakes", [worst] if rows else ["None."])
 
 
-def _calibration(report: Report) -> list[str]:
+def _calibration(report: Report) -> Section:
     """What calibration does to the scored videos of this split."""
     scored = [v for v in report.videos if v.raw_score is not None]
     labels = np.array([v.label == "FAKE" for v in scored], dtype=np.int64)
     if not scored:
-        return ["No video has a score.", ""]
+        return Section("Calibration", ["No video has a score."])
     before, after = np.array([v.raw_score for v in scored]), np.array([v.score for v in scored])
     rows = [
         [name, f"{log_losses(scores, labels).mean():.4f}", f"{calibration.error(scores, labels):.4f}"]
@@ -128,7 +140,7 @@ def _calibration(report: Report) -> list[str]:
     if np.array_equal(before, after):  # not calibrated
         rows = rows[:1]
     header = [f"scores of {len(scored)} videos", "log loss", f"calibration error ({calibration.BINS} bins)"]
-    return [markdown_table(header, rows), f"Calibration: {report.protocol['calibration']}.", ""]
+    return Section("Calibration", [Table(header, rows), f"Calibration: {report.protocol['calibration']}."])
 
 
 Slice = tuple[str, list[JudgedVideo]]
@@ -155,27 +167,27 @@ def _slices(videos: Sequence[JudgedVideo]) -> list[tuple[str, str, list[Slice]]]
     return found
 
 
-def _slice_table(beside: str, slices: list[Slice]) -> tuple[list[str], list[list[str]]]:
+def _slice_table(beside: str, some: list[Slice]) -> Table:
     rows = []
-    for name, some in slices:
-        labels = np.array([v.label == "FAKE" for v in some], dtype=np.int64)
-        m = binary_metrics(np.array([v.counted_as for v in some]), labels)
+    for name, videos in some:
+        labels = np.array([v.label == "FAKE" for v in videos], dtype=np.int64)
+        m = binary_metrics(np.array([v.counted_as for v in videos]), labels)
         cells = [number(getattr(m, metric), m) for metric in ("recall_real", "recall_fake", "log_loss", "auc")]
         rows.append([name, str(m.reals), str(m.fakes), *cells])
-    return [beside, "reals", "fakes", "recall of reals", "recall of fakes", "log loss", "ROC AUC"], rows
+    return Table([beside, "reals", "fakes", "recall of reals", "recall of fakes", "log loss", "ROC AUC"], rows)
 
 
-def _rules(report: Report) -> list[str]:
+def _rules(report: Report) -> Section:
     """Each rule on the same videos; the one in use was chosen on others."""
     rows = [
-        [f"**{rule}** (in use)" if rule == report.rule else rule, number(m.log_loss, m), number(m.auc, m), number(m.accuracy, m)]
+        [f"{rule} (in use)" if rule == report.rule else rule, number(m.log_loss, m), number(m.auc, m), number(m.accuracy, m)]
         for rule, m in report.rules.items()
     ]
     note = f"Over the {len(report.videos)} videos, scores as the model gives them. `dfdc-ray calibrate` chooses the rule, on validation."
-    return [markdown_table(["frames to video by", "log loss", "ROC AUC", f"accuracy at {THRESHOLD}"], rows), note, ""]
+    return Section("Aggregation", [Table(["frames to video by", "log loss", "ROC AUC", f"accuracy at {THRESHOLD}"], rows), note])
 
 
-def _robustness(report: Report) -> list[str]:
+def _robustness(report: Report) -> Section:
     """The metrics after each change, beside those without."""
 
     def line(name: str, video: Metrics, frame: Metrics) -> list[str]:
@@ -190,18 +202,18 @@ def _robustness(report: Report) -> list[str]:
     note = (
         f"Over the same {len(report.videos)} videos; in brackets the difference. Calibration, where there is one, is of the videos' scores."
     )
-    return [markdown_table(head, rows), note, ""]
+    return Section("Robustness", [Table(head, rows), note])
 
 
-def _near_duplicates(report: Report) -> list[str]:
+def _near_duplicates(report: Report) -> Section:
     pairs = report.near_duplicates or ()
-    lines = [
+    body: list[str | Table] = [
         f"{len(pairs)} of the {len(report.videos)} videos are within {CLOSE} of 64 bits of a training video (pHash of the middle face)."
     ]
     if pairs:
         rows = [[pair.video_id, pair.training_video_id, str(pair.bits)] for pair in pairs[:20]]
-        lines += ["", markdown_table(["video", "nearest in training", "bits apart"], rows)]
-    return lines if pairs else [*lines, ""]
+        body.append(Table(["video", "nearest in training", "bits apart"], rows, names=[1]))
+    return Section("Near-duplicates of training videos", body)
 
 
 def _plain(value: Any) -> str:
@@ -222,14 +234,14 @@ def show(report: Report, console: Console) -> None:
             f"fake {unit}: {m.fake_as_real} called real, {m.fake_as_fake} called fake\nintervals: {level.interval_note}"
         )
         shown = ("always_fake", "constant_prior")  # the third is in the files: a terminal has 80 columns
-        table = Table(box=box.SIMPLE_HEAD, padding=0, caption=caption, caption_justify="left")
+        table = ConsoleTable(box=box.SIMPLE_HEAD, padding=0, caption=caption, caption_justify="left")
         for name in (f"by {unit.removesuffix('s')}", "model", "95 % interval", *(_BASELINE_NAMES[name] for name in shown), "over"):
             table.add_column(name, no_wrap=name != "model", min_width=9 if name == "model" else None)  # "undefined"
         for name, title, over in [line for line in _LINES if line[0] in _ON_CONSOLE]:
             value = getattr(m, name)
             others = [number(getattr(level.baselines[baseline], name), m) if value is not None else "-" for baseline in shown]
             count = f"{getattr(m, over)} {_OVER[over]}"
-            interval = _interval(level.intervals.get(name), digits=3)  # so that 80 columns hold it
+            interval = between(level.intervals.get(name), digits=3)  # so that 80 columns hold it
             table.add_row(title, f"[bold]{number(value, m)}[/]", interval, *others, count)
         console.print(table, highlight=False)
     if report.unscored:

@@ -1,7 +1,7 @@
 """Which videos an evaluation is about: all labelled ones of a split, also those without a face, and none that was trained on."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dfdc_ray import storage
+from dfdc_ray.config import Judged
 from dfdc_ray.corpus import splits
-from dfdc_ray.corpus.splits import Split
 from dfdc_ray.errors import UserError
 from dfdc_ray.shards.manifest import read_ledger
 
@@ -52,12 +52,15 @@ class SplitVideos:
         return {row["video_id"]: row["core_decoded"] for row in self.labelled}
 
 
-def split_videos(faces: str, rule: str, split: Split) -> SplitVideos:
-    """The videos of a faces folder that are in this split by the rule. UserError if none is."""
+def split_videos(faces: str, rule: str, split: Judged) -> SplitVideos:
+    """The videos of a faces folder that are in this split by the rule (all: the labelled ones). UserError if none is."""
     ledger = {row["video_id"]: row for row in read_ledger(faces).to_pylist()}
     index = _index(faces)
     rows = [ledger.get(row["video_id"], row | _NOT_DONE) for row in index]
     known = [row for row in rows if row["label"] is not None]  # Kaggle's test_videos have neither label nor part: no rule can place them
+    methods, families = ({row["video_id"]: row[name] for row in index} for name in ("method", "family_id"))
+    if split == "all" and known:
+        return SplitVideos(known, len(rows) - len(known), methods, families)
     assigned = splits.assign(rule, [row["group_id"] for row in known], [row["part"] for row in known])
     labelled = [row for row, of in zip(known, assigned, strict=True) if of == split]
     if not labelled:
@@ -66,20 +69,39 @@ def split_videos(faces: str, rule: str, split: Split) -> SplitVideos:
             f"no labelled video of {faces} is in the {split} split by the checkpoint's rule {rule} (videos: {counts}). "
             "Give another --split, or a faces folder with more groups."
         )
-    methods, families = ({row["video_id"]: row[name] for row in index} for name in ("method", "family_id"))
     return SplitVideos(labelled, len(rows) - len(known), methods, families)
 
 
-def refuse_trained_on(groups: set[str], checkpoint: Mapping[str, Any], *, split: Split, faces: str, uri: str) -> None:
-    """UserError if one of these groups of a split is in the checkpoint's own record of what it was trained on, or, in test, chosen by."""
-    ways = [("trained on", checkpoint["train_groups"])] + [("chosen by", checkpoint.get("validation_groups", ()))] * (split == "test")
+def fitting_videos(faces: str, checkpoint: Mapping[str, Any], *, uri: str) -> SplitVideos:
+    """The validation videos that something may be fitted to: those of groups that the checkpoint says it was chosen by.
+
+    No others, since `evaluate` would then judge by them: it knows only the groups that the checkpoint says. UserError if there are none,
+    or one was trained on.
+    """
+    videos = split_videos(faces, checkpoint["split"], "validation")
+    refuse_trained_on(videos.groups, checkpoint, split="validation", faces=faces, uri=uri)
+    if "validation_groups" not in checkpoint:  # of an older version
+        return videos
+    known = set(checkpoint["validation_groups"])
+    labelled = [row for row in videos.labelled if row["group_id"] in known]
+    if not labelled:
+        raise UserError(f"No validation video of {faces} is of a group that {uri} was chosen by: give the --faces of its training.")
+    return replace(videos, labelled=labelled)
+
+
+def refuse_trained_on(groups: set[str], checkpoint: Mapping[str, Any], *, split: Judged, faces: str, uri: str) -> None:
+    """UserError if one of these groups of a split is in the checkpoint's record of what it was trained on or (test, all) chosen by."""
+    ways = [("trained on", checkpoint["train_groups"])] + [("chosen by", checkpoint.get("validation_groups", ()))] * (
+        split in ("test", "all")
+    )
     for how, known in ways:
         if seen := sorted(groups & set(known)):
             named = f"{', '.join(seen[:5])}{', ...' if len(seen) > 5 else ''}"
+            those = "" if split == "all" else f"in the {split} split "
             raise UserError(
-                f"{len(seen)} of the {len(groups)} groups in the {split} split of {faces} are what {uri} was {how} ({named}): the result "
-                "would be worthless. Evaluate on the faces that it was trained from, or on other people; --split train and --split "
-                "validation judge what it has seen, and say so."
+                f"{len(seen)} of the {len(groups)} groups {those}of {faces} are what {uri} was {how} ({named}): the result would be "
+                "worthless. Evaluate on the faces that it was trained from, or on other people; --split train and --split validation judge "
+                "what it has seen, and say so."
             )
 
 

@@ -35,10 +35,10 @@ class Cell:
     groups: int | None = None
     reported: float | None = None
 
-    def key(self, config: ExperimentsConfig, data_hash: str) -> str:
-        """Names the cell's folder: what it does, and a hash of all that decides its result, the faces' data hash among it."""
+    def key(self, config: ExperimentsConfig, faces_hash: str) -> str:
+        """Names the cell's folder: what it does, and a hash of all that decides its result, that of the faces among it."""
         decides = {name: value for name, value in asdict(self).items() if name not in ("name", "reported")}
-        decides |= {"data_hash": data_hash, "split": config.split, "weights": config.weights, "seed": config.seed}
+        decides |= {"faces_hash": faces_hash, "split": config.split, "weights": config.weights, "seed": config.seed}
         return folder_name(self.name, decides)
 
 

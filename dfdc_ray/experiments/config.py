@@ -3,12 +3,17 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from dfdc_ray.config import Uris
+
 
 @dataclass(frozen=True, kw_only=True)
 class ExperimentsConfig:
-    """Do the founding report's experiments again on a corpus, and more beside them: one table. Run it again after any interruption."""
+    """Do the founding report's experiments again.
 
-    corpus: tuple[str, ...]
+    On a corpus, with more beside them: one table. Run it again after any interruption.
+    """
+
+    corpus: Uris
     """Folder, zip or s3:// prefix; may be given several times. NAME=URI names the corpus, else its folder's name is used."""
     out: str
     """Folder or s3:// prefix for faces, checkpoints, reports and the table."""
@@ -37,9 +42,12 @@ class ExperimentsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelsConfig:
-    """Train and judge every detector on the same faces under one budget: one table and one plot. Run it again after any interruption."""
+    """Train and judge every detector on the same faces.
 
-    corpus: tuple[str, ...]
+    Under one budget: one table and one plot. Run it again after any interruption.
+    """
+
+    corpus: Uris
     """Folder, zip or s3:// prefix; may be given several times. NAME=URI names the corpus, else its folder's name is used."""
     out: str
     """Folder or s3:// prefix for faces, checkpoints, reports, the table and the plot."""
@@ -75,7 +83,10 @@ class ModelsConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BonettiniConfig(ModelsConfig):
-    """`experiments models` with Bonettini et al. 2020's networks, split, frames and learning rate; docs/models.md says what differs."""
+    """Train and judge Bonettini et al. 2020's networks.
+
+    `experiments models` with their split, frames and learning rate; docs/models.md says what differs.
+    """
 
     split: str = "parts:0-34/35-39/40-49"
     detectors: tuple[str, ...] = (

@@ -101,8 +101,8 @@ def chosen(config: ModelsConfig) -> list[Detector]:
     return [detector for detector in DETECTORS if in_clips or not takes_clips(detector.model)]
 
 
-def trainings(config: ModelsConfig, detectors: Sequence[Detector], *, data_hash: str) -> list[Task]:
-    """A training and its evaluation for each, on faces of this data hash."""
+def trainings(config: ModelsConfig, detectors: Sequence[Detector], *, faces_hash: str) -> list[Task]:
+    """A training and its evaluation for each, on faces of this hash."""
     tasks = []
     for detector in detectors:
         batch = max(FEWEST, config.batch_size // config.frames) if takes_clips(detector.model) else config.batch_size
@@ -126,7 +126,7 @@ def trainings(config: ModelsConfig, detectors: Sequence[Detector], *, data_hash:
             loader_workers=config.cpus_per_worker if config.gpu else 0,
         )
         decides = {key: value for key, value in asdict(training).items() if key not in MAY_CHANGE}
-        key = folder_name(detector.name, [decides, data_hash])
+        key = folder_name(detector.name, [decides, faces_hash])
         out = storage.join(config.out, "lines", key)
         training = TrainConfig(**asdict(training) | {"out": storage.join(out, "train")})
         judge = EvaluateConfig(faces=training.faces, checkpoint=(storage.join(training.out, "best"),), out=storage.join(out, "report"))

@@ -1,18 +1,24 @@
 """What `experiments models` writes: the table of all detectors, and their AUC against what they cost."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as ConsoleTable
 
-from dfdc_ray.console import markdown_table
+from dfdc_ray import __version__, pages
 from dfdc_ray.evaluate import plots
+from dfdc_ray.evaluate.metrics import binary_metrics
 from dfdc_ray.experiments.config import ModelsConfig
 from dfdc_ray.experiments.models import Task
 from dfdc_ray.models import takes_clips
+from dfdc_ray.pages import Section, Table
 
+_TITLE = "Detectors on the same faces"
+_PLOT = "AUC against cost"
 _HEAD = (
     "detector",
     "video AUC (95 %)",
@@ -52,7 +58,7 @@ class Line:
 
 def console_table(lines: Sequence[Line], config: ModelsConfig, console: Console) -> None:
     """The columns that fit a terminal."""
-    table = Table(title="by video, on the test split")
+    table = ConsoleTable(title="by video, on the test split")
     for i in _ON_CONSOLE:
         table.add_column(_HEAD[i], justify="left" if i == 0 else "right")
     for row in _rows(lines, config):
@@ -62,7 +68,29 @@ def console_table(lines: Sequence[Line], config: ModelsConfig, console: Console)
 
 def markdown(config: ModelsConfig, lines: Sequence[Line], failed: Mapping[str, str]) -> str:
     """The whole: protocol, table, plot, what is missing. failed: by line, why it could not be had."""
-    parts = ["# Detectors on the same faces", ""]
+    picture = [f"![{_PLOT}](models.png)"] if lines else []
+    return pages.markdown(_TITLE, _warnings(lines), [*_sections(config, lines, {}), *picture, *_sections(config, [], failed)])
+
+
+def page(config: ModelsConfig, lines: Sequence[Line], failed: Mapping[str, str], picture: bytes) -> bytes:
+    """The same as report.html. picture: of `plot`."""
+    return pages.render(
+        "experiments.html",
+        title=_TITLE,
+        made_from=f"dfdc-ray {__version__}, faces {lines[0].report['protocol']['data_hash'] if lines else 'without a line'}",
+        warnings=_warnings(lines),
+        sections=_sections(config, lines, failed),
+        pictures=[(picture, f"{_PLOT}; the table has the numbers", f"{_PLOT}: up is better, left is cheaper")] if lines else [],
+    )
+
+
+def _warnings(lines: Sequence[Line]) -> list[str]:
+    return list(lines[0].report["warnings"]) if lines else []
+
+
+def _sections(config: ModelsConfig, lines: Sequence[Line], failed: Mapping[str, str]) -> list[Section]:
+    """The table with its protocol, where there are lines, and what is missing, where something is."""
+    sections = []
     if lines:
         report = lines[0].report
         m, protocol = report["video"]["metrics"], report["protocol"]
@@ -71,26 +99,20 @@ def markdown(config: ModelsConfig, lines: Sequence[Line], failed: Mapping[str, s
             if config.sampling == "clips"
             else f"{config.frames} frames a video, evenly spread"
         )
-        parts += [
-            *(f"> **{warning}**\n" for warning in report["warnings"]),
+        how = (
             f"By video, on the {m['n']} labelled videos of the test split ({m['reals']} real, {m['fakes']} fake, "
             f"{report['video']['groups']} groups; {protocol['split_rule']}), by which nothing was chosen: each checkpoint is that with the "
             f"{protocol['checkpoint_rule']}, a logistic combination is fitted on validation. Videos without a score count at the training "
             f"prior. Faces: {faces}, real videos {config.real_multiplier} times that in training, {config.image_size} pixels (MesoNet "
             f"256). The budget of each: {config.epochs} epochs over the same pictures, batch {config.batch_size} (a clip counts as its "
             f"frames, and two are the least), learning rate {config.learning_rate:g}, seed {config.seed}; nothing was tuned for any of "
-            f"them, and scores are not calibrated. Data hash {protocol['data_hash'][:12]}. Intervals: {report['video']['interval_note']}.",
-            "",
-            markdown_table(_HEAD, _rows(lines, config)),
-            f"Pictures a second and minutes are on {_machine(config)}; GMACs (multiply-adds in billions) are for scoring a video with one "
-            "face.",
-            "",
-            "![AUC against cost](models.png)",
-            "",
-        ]
+            f"them, and scores are not calibrated. Data hash {protocol['data_hash'][:12]}. Intervals: {report['video']['interval_note']}."
+        )
+        cost = f"Pictures a second and minutes are on {_machine(config)}; GMACs (multiply-adds in billions) are for a video with one face."
+        sections.append(Section("The lines", [how, Table(_HEAD, _rows(lines, config)), *_by_method(lines), cost]))
     if failed:
-        parts += ["## Not there", "", markdown_table(["detector", "why"], sorted(failed.items()))]
-    return "\n".join(parts)
+        sections.append(Section("Not there", [Table(["detector", "why"], [list(line) for line in sorted(failed.items())], texts=[1])]))
+    return sections
 
 
 def plot(lines: Sequence[Line]) -> bytes:
@@ -124,6 +146,25 @@ def _rows(lines: Sequence[Line], config: ModelsConfig) -> list[list[str]]:
     baselines = lines[0].report["video"]["baselines"] if lines else {}
     rows += [[words, *_metrics(baselines[name], None), *["-"] * 5] for name, words in _BASELINES.items() if name in baselines]
     return rows
+
+
+def _by_method(lines: Sequence[Line]) -> list[str | Table]:
+    """AUC of each method's fakes against all reals: what a detector is made for, and what it cannot see. None where no method is known."""
+    videos = lines[0].report["videos"]
+    counts = Counter(v["method"] for v in videos if v["label"] == "FAKE" and v["method"])
+    if not counts:
+        return []
+    methods = sorted(counts)
+    head = ["detector", *(f"{method} ({counts[method]})" for method in methods)]
+    rows = [[line.task.name, *(_auc(line.report["videos"], method) for method in methods)] for line in lines]
+    return ["AUC by method of the fakes, each against all reals:", Table(head, rows)]
+
+
+def _auc(videos: Sequence[Mapping[str, Any]], method: str) -> str:
+    some = [v for v in videos if v["label"] == "REAL" or v["method"] == method]
+    labels = np.array([v["label"] == "FAKE" for v in some], dtype=np.int64)
+    auc = binary_metrics(np.array([v["counted_as"] for v in some]), labels).auc
+    return "-" if auc is None else f"{auc:.3f}"
 
 
 def _row(line: Line, config: ModelsConfig) -> list[str]:

@@ -4,13 +4,13 @@
 
 OUT/faces/<name>-<hash>   face shards, one folder for each way of sampling
 OUT/cells/<name>-<hash>   train/ and report/ of each line; a line that is done is not done again
-OUT/experiments.md .json  the table and what it says
+OUT/experiments.md .json  the table and what it says; report.html the same as a page
 
     dfdc-ray experiments models --corpus URI --out OUT
 
 OUT/faces                 face shards, of which all lines are made
 OUT/lines/<name>-<hash>   train/ (or combination/) and report/ of each line; as many at a time as the GPUs or CPUs allow
-OUT/models.md .json .png  the table, and AUC against cost
+OUT/models.md .json .png  the table, and AUC against cost; report.html the same as a page
 """
 
 import hashlib
@@ -30,12 +30,12 @@ from dfdc_ray.console import Work, console
 from dfdc_ray.errors import UserError
 from dfdc_ray.evaluate.combine import combine
 from dfdc_ray.evaluate.run import evaluate, write_report
-from dfdc_ray.experiments import models_table
+from dfdc_ray.experiments import models_table, table
 from dfdc_ray.experiments.cells import IMPROVED_NAME, Cell, cells, curve
 from dfdc_ray.experiments.config import ExperimentsConfig, ModelsConfig
 from dfdc_ray.experiments.models import Task, chosen, combinations, faces_of, macs_a_video, parameters, trainings
 from dfdc_ray.experiments.regroup import regroup
-from dfdc_ray.experiments.table import Line, console_table, markdown
+from dfdc_ray.experiments.table import Line
 from dfdc_ray.models import takes_sound
 from dfdc_ray.preprocess.run import preprocess
 from dfdc_ray.shards.manifest import read_ledger, read_manifest
@@ -68,20 +68,21 @@ def report(config: ExperimentsConfig) -> None:
     for cell in curve(config, groups):
         console.rule(f"learning curve: {cell.name}")
         add(cell)
-    text = markdown(config, lines, left_out)
+    text, page = table.markdown(config, lines, left_out), table.page(config, lines, left_out)
     found = {"config": asdict(config), "lines": [{"cell": asdict(line.cell), "report": line.uri} for line in lines], "left_out": left_out}
     storage.write_bytes(storage.join(config.out, "experiments.json"), (json.dumps(found, indent=1) + "\n").encode())
     storage.write_bytes(storage.join(config.out, "experiments.md"), text.encode())
+    storage.write_bytes(storage.join(config.out, "report.html"), page)
     console.rule("done")
-    console_table(lines, console)
-    where = storage.join(storage.absolute(config.out), "experiments.md")
+    table.console_table(lines, console)
+    where = storage.join(storage.absolute(config.out), "report.html")
     console.print(f"The whole table, and what it says: {where}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _line(config: ExperimentsConfig, cell: Cell, made: set[str]) -> Line:
     """Do one cell, as far as it is not done. made: the faces that this run has seen to."""
     faces, split = _faces(config, cell, made)
-    folder = storage.join(config.out, "cells", cell.key(config, read_manifest(faces).data_hash))
+    folder = storage.join(config.out, "cells", cell.key(config, _hash_of(faces)))
     uri = storage.join(folder, "report", "report.json")  # the last file of an evaluation
     if not storage.exists(uri):
         out = storage.join(folder, "train")
@@ -118,8 +119,15 @@ def _faces(config: ExperimentsConfig, cell: Cell, made: set[str]) -> tuple[str, 
         made.add(faces)
     if cell.split_by is None:
         return faces, config.split
-    regrouped = f"{faces}-by-{cell.split_by}"
+    regrouped = f"{faces}-by-{cell.split_by}-{_hash_of(faces)[:8]}"  # another folder for other faces
     return regrouped, regroup(faces, regrouped, cell.split_by)
+
+
+def _hash_of(faces: str) -> str:
+    """Of a folder's faces, and of what became of each video: one without a face is judged too, and is in no shard."""
+    names = ("video_id", "group_id", "part", "label", "method", "status", "core_decoded")
+    videos = [[row.get(name) for name in names] for row in read_ledger(faces).to_pylist()]
+    return hashlib.sha256(json.dumps([read_manifest(faces).data_hash, videos]).encode()).hexdigest()
 
 
 def models(config: ModelsConfig) -> None:
@@ -131,7 +139,7 @@ def models(config: ModelsConfig) -> None:
     silent = not any(row["sound"] == "ok" for row in read_ledger(faces.out).to_pylist())
     mute = "no video of the corpus has sound"
     left_out = {detector.name: mute for detector in detectors if takes_sound(detector.model) and silent}
-    tasks = trainings(config, [d for d in detectors if d.name not in left_out], data_hash=read_manifest(faces.out).data_hash)
+    tasks = trainings(config, [d for d in detectors if d.name not in left_out], faces_hash=_hash_of(faces.out))
     failed = _all(tasks, config)
     combined = combinations(config, [task for task in tasks if task.name not in failed])
     failed |= _all(combined, config)
@@ -140,15 +148,19 @@ def models(config: ModelsConfig) -> None:
         {"name": line.task.name, "report": line.task.report, "macs_a_video": line.macs, "parameters": line.parameters} for line in lines
     ]
     whole = {"config": asdict(config), "lines": found, "failed": failed, "left_out": left_out}
+    picture = models_table.plot(lines)
     for name, data in (
-        ("models.png", models_table.plot(lines)),
+        ("models.png", picture),
+        ("report.html", models_table.page(config, lines, left_out | failed, picture)),
         ("models.json", (json.dumps(whole, indent=1) + "\n").encode()),
         ("models.md", models_table.markdown(config, lines, left_out | failed).encode()),
     ):
         storage.write_bytes(storage.join(config.out, name), data)
     console.rule("done")
     models_table.console_table(lines, config, console)
-    console.print(f"The whole table, and the plot: {storage.join(config.out, 'models.md')}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"The whole table, and the plot: {storage.join(config.out, 'report.html')}", markup=False, highlight=False, soft_wrap=True
+    )
     if failed:
         raise UserError(f"{len(failed)} of {len(tasks) + len(combined)} lines could not be had: {', '.join(failed)}. models.md says why.")
 

@@ -6,13 +6,15 @@ from types import MappingProxyType
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Table as ConsoleTable
 
-from dfdc_ray.console import markdown_table
+from dfdc_ray import __version__, pages
 from dfdc_ray.evaluate.metrics import FEW_GROUPS
 from dfdc_ray.experiments.cells import CENTRE_NAME, IMPROVED_NAME, MAJORITY, SECONDS_NAME, Cell
 from dfdc_ray.experiments.config import ExperimentsConfig
+from dfdc_ray.pages import Section, Table
 
+_TITLE = "The founding report's experiments, again"
 _HEAD = (
     "what",
     "frame accuracy (95 %)",
@@ -69,9 +71,14 @@ def _cells(line: Line) -> list[str]:
         _number(line.report["video"]["metrics"]["auc"]),
         f"{m['n']} ({m['reals']} real)",
         str(line.groups),
-        line.report["protocol"]["split_rule"],
+        _rule(line) if line.cell.split_by is None else f"70/15/15 % by {line.cell.split_by}",
         line.report["protocol"]["data_hash"][:12],
     ]
+
+
+def _rule(line: Line) -> str:
+    """Without the words that say what it does."""
+    return str(line.report["protocol"]["split_rule"]).partition(": ")[0]
 
 
 def _number(value: float | None) -> str:
@@ -84,7 +91,7 @@ def _brackets(interval: tuple[float, float] | None) -> str:
 
 def console_table(lines: Sequence[Line], console: Console) -> None:
     """The columns that fit a terminal."""
-    table = Table(title="by frame, on the test split")
+    table = ConsoleTable(title="by frame, on the test split")
     for i in (0, 1, 2, 3, 7):
         table.add_column(_HEAD[i], justify="left" if i == 0 else "right")
     for line in lines:
@@ -95,28 +102,42 @@ def console_table(lines: Sequence[Line], console: Console) -> None:
 
 def markdown(config: ExperimentsConfig, lines: Sequence[Line], left_out: Mapping[str, str] = MappingProxyType({})) -> str:
     """The whole: protocol, table, what it says. left_out: lines that cannot be had, and why."""
-    improved = next(line for line in lines if line.cell.name == IMPROVED_NAME)
-    protocol = improved.report["protocol"]
-    warnings = [*improved.report["warnings"], *_not_comparable(config)]
-    return "\n".join(
-        [
-            "# The founding report's experiments, again",
-            "",
-            *(f"> **{warning}**\n" for warning in warnings),
-            "Every line is judged on core frames of the test split by its own rule, by which nothing was chosen: the checkpoint is that "
-            f"with the {protocol['checkpoint_rule']}. Epochs: {config.epochs[0]} for whole frames, {config.epochs[1]} "
-            f"for faces; learning rate {config.learning_rate:g} and batch {config.batch_size} unless the line says otherwise. Lines differ "
-            "in their frames, so their denominators do too. Intervals are bootstraps over groups"
-            f"{_caution(lines)}. `report`: the founding report's frame accuracy, on the Kaggle sample, its split unstated.",
-            "",
-            markdown_table(_HEAD, map(_cells, lines)),
-            *(f"Left out: {name}: {why}\n" for name, why in left_out.items()),
-            "## What the numbers say",
-            "",
-            " ".join(_sentences(lines)),
-            "",
-        ]
+    return pages.markdown(_TITLE, _warnings(config, lines), _sections(config, lines, left_out))
+
+
+def page(config: ExperimentsConfig, lines: Sequence[Line], left_out: Mapping[str, str] = MappingProxyType({})) -> bytes:
+    """The same as report.html."""
+    return pages.render(
+        "experiments.html",
+        title=_TITLE,
+        made_from=f"dfdc-ray {__version__}, faces {_improved(lines).report['protocol']['data_hash']}",
+        warnings=_warnings(config, lines),
+        sections=_sections(config, lines, left_out),
+        pictures=[],
     )
+
+
+def _improved(lines: Sequence[Line]) -> Line:
+    return next(line for line in lines if line.cell.name == IMPROVED_NAME)
+
+
+def _warnings(config: ExperimentsConfig, lines: Sequence[Line]) -> list[str]:
+    return [*_improved(lines).report["warnings"], *_not_comparable(config)]
+
+
+def _sections(config: ExperimentsConfig, lines: Sequence[Line], left_out: Mapping[str, str]) -> list[Section]:
+    of_improved = _improved(lines).report["protocol"]
+    protocol = (
+        f"Every line is judged on core frames of the test split by its own rule ({of_improved['split_rule']}, but where the line is named "
+        f"by its split), by which nothing was chosen: the checkpoint is that with the {of_improved['checkpoint_rule']}. Epochs: "
+        f"{config.epochs[0]} for whole frames, {config.epochs[1]} for faces; learning rate {config.learning_rate:g} and batch "
+        f"{config.batch_size} unless the line says otherwise. Lines differ in their frames, so their denominators do too. Intervals are "
+        f"bootstraps over groups{_caution(lines)}. `report`: the founding report's frame accuracy, on the Kaggle sample, its split "
+        "unstated."
+    )
+    missing = [f"Left out: {name}: {why}" for name, why in left_out.items()]
+    table = Table(_HEAD, [_cells(line) for line in lines], texts=[_HEAD.index("split")])
+    return [Section("The lines", [protocol, table, *missing]), Section("What the numbers say", [" ".join(_sentences(lines))])]
 
 
 def _caution(lines: Sequence[Line]) -> str:

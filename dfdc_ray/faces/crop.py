@@ -9,7 +9,8 @@ import numpy as np
 from dfdc_ray.faces.detect import Box
 
 _JPEG = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-_FORMATS: dict[str, tuple[str, list[int]]] = {"jpeg": (".jpg", _JPEG), "png": (".png", [])}
+_SMALL = [cv2.IMWRITE_JPEG_QUALITY, 80]
+_FORMATS: dict[str, tuple[str, list[int]]] = {"jpeg": (".jpg", _JPEG), "png": (".png", []), "small": (".jpg", _SMALL)}
 
 Rect = tuple[int, int, int, int]
 """x, y of the top left corner, width, height: whole pixels, inside the frame."""
@@ -45,8 +46,8 @@ def cut(rgb: np.ndarray, rect: Rect, *, max_side: int) -> np.ndarray:
     return cv2.resize(picture, (max(1, round(w * scale)), max(1, round(h * scale))), interpolation=cv2.INTER_AREA)
 
 
-def encode(rgb: np.ndarray, fmt: Literal["jpeg", "png"]) -> bytes:
-    """The picture as a file's bytes: JPEG of quality 95 without chroma subsampling (4:4:4), or PNG."""
+def encode(rgb: np.ndarray, fmt: Literal["jpeg", "png", "small"]) -> bytes:
+    """The picture as a file's bytes: JPEG of quality 95 without chroma subsampling (4:4:4), PNG, or a small JPEG for a page to show."""
     suffix, options = _FORMATS[fmt]
     done, data = cv2.imencode(suffix, cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), options)
     if not done:

@@ -1,13 +1,61 @@
 """HTML pages in one file each: no script, no network, light and dark, readable on a telephone and in print.
 
 `render("coverage.html", ...)` fills a template of this folder (Jinja2). Whatever is put in is shown as the text that it is; markup is made
-by templates alone. `base.html` is the frame of every page, `parts.html` has the pieces: tiles, tables, pictures, bars.
+by templates alone. `base.html` is the frame of every page, `parts.html` has the pieces: tiles, sections, tables, pictures, bars.
 """
 
 import base64
 import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from dfdc_ray.console import markdown_table
+
+MOST_ROWS = 1000  # of a table on a page
+
+
+@dataclass(frozen=True)
+class Share:
+    """A cell: `12 (3.4%)` and a bar; `-` where there is nothing to take a share of. cls: real, fake or good. count: say the part too."""
+
+    part: float
+    whole: float
+    cls: str = ""
+    count: bool = True
+
+
+Cell = str | Share | list[tuple[str, str]]  # the last: names, and what is said of each
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows under a header. Columns (by position) are numbers, but for `texts`, and for the first and `names`, which others chose."""
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    names: Sequence[int] = ()
+    texts: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
+class Section:
+    """A title, and below it paragraphs and tables in their order: of a page, or of a report in Markdown."""
+
+    title: str
+    body: Sequence[str | Table]
+
+    def markdown(self) -> str:
+        """The same in Markdown; cells must be words."""
+        parts = [part + "\n" if isinstance(part, str) else markdown_table(part.header, part.rows) for part in self.body]  # type: ignore[arg-type]
+        return "\n".join([f"## {self.title}\n", *parts])
+
+
+def markdown(title: str, warnings: Sequence[str], parts: Sequence[Section | str]) -> str:
+    """A report in Markdown: its title, what must be known first, and sections or lines of Markdown."""
+    head = [f"# {title}\n", *(f"> **{warning}**\n" for warning in warnings)]
+    return "\n".join([*head, *(part.markdown() if isinstance(part, Section) else part + "\n" for part in parts)])
 
 
 def render(template: str, /, **values: object) -> bytes:
@@ -38,5 +86,6 @@ def _environment() -> Environment:
         loader=PackageLoader("dfdc_ray.pages", ""), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     environment.filters["data_uri"] = data_uri
-    environment.globals["percent"] = percent
+    environment.tests["share"] = lambda value: isinstance(value, Share)
+    environment.globals |= {"percent": percent, "MOST_ROWS": MOST_ROWS}
     return environment

@@ -8,7 +8,8 @@ Videos that could not be read stay in the denominators of videos; frames count w
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,16 +17,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from dfdc_ray import __version__, storage
+from dfdc_ray import __version__, pages, storage
 from dfdc_ray.config import CoverageConfig
 from dfdc_ray.console import console
 from dfdc_ray.errors import UserError
-from dfdc_ray.preprocess import page
-from dfdc_ray.preprocess.page import Html, element, percent, tile
+from dfdc_ray.pages import percent
 from dfdc_ray.preprocess.receipts import READ
 from dfdc_ray.preprocess.settings import Settings
 from dfdc_ray.preprocess.tables import Group, Videos, errors, ratio, rounded, short, tables
-from dfdc_ray.preprocess.worst import Case, Pictures, choose
+from dfdc_ray.preprocess.worst import Case, Frame, Pictures, choose
 
 NAME = "coverage.html"
 WORST = 12  # videos with the fewest frames with a face
@@ -78,8 +78,17 @@ def _make(out: str, made_from: str) -> None:
         videos = Videos(ledger, settings)
     except (ValueError, TypeError, KeyError, pa.ArrowInvalid) as error:
         raise UserError(f"{out}: its configuration, index or ledger is damaged, or of another version ({error!r}).") from error
-    body = [*_head(out, settings, videos), *tables(settings, videos), *errors(videos, index), *_worst(out, settings, ledger, index)]
-    storage.write_bytes(storage.join(out, NAME), page.page(f"Coverage: {out.rsplit('/', 1)[-1]}", body, made_from=made_from))
+    page = pages.render(
+        NAME,
+        title=f"Coverage: {out.rsplit('/', 1)[-1]}",
+        made_from=made_from,
+        out=out,
+        how=_how(settings, videos),
+        tiles=_tiles(videos),
+        sections=[*tables(settings, videos), errors(videos, index)],
+        chapters=list(_worst(out, settings, ledger, index)),
+    )
+    storage.write_bytes(storage.join(out, NAME), page)
 
 
 def _read(out: str, name: str) -> bytes:
@@ -89,32 +98,41 @@ def _read(out: str, name: str) -> bytes:
         raise UserError(f"{out} has no {name}: it is not an output of `dfdc-ray preprocess`, or its first run did not end.") from error
 
 
-def _head(out: str, settings: Settings, videos: Videos) -> Iterator[Html]:
-    every = Group.of(videos, np.arange(videos.n))
-    yield element("h1", "Coverage of ", page.name(out))
+def _how(settings: Settings, videos: Videos) -> str:
+    """The frames were sampled so, and faces looked for so."""
     s = settings
     what = f"{s.frames} frames" + {"per_second": " for each second", "clips": f" in each of {s.clips} clips"}.get(s.sampling, " a video")
     what += f" ({s.sampling})" + (f", {s.real_multiplier} times as many of real ones" if s.real_multiplier > 1 else "")
     if videos.whole:
-        yield element("p", f"Whole frames, {what}. Nobody looked for faces (--crop frame), so there is no coverage to report.", cls="quiet")
-    else:
-        looked = f"{s.detector} from a score of {s.detector_threshold:g}, frames scaled to a long side of {s.detector_long_side} pixels"
-        yield element("p", f"{what}; detector {looked}; crops with a margin of {s.margin:.0%} on each side.", cls="quiet")
-    tiles = [tile(f"{every.videos:,}", "videos in the ledger")]
+        return f"Whole frames, {what}. Nobody looked for faces (--crop frame), so there is no coverage to report."
+    looked = f"{s.detector} from a score of {s.detector_threshold:g}, frames scaled to a long side of {s.detector_long_side} pixels"
+    return f"{what}; detector {looked}; crops with a margin of {s.margin:.0%} on each side."
+
+
+def _tiles(videos: Videos) -> list[tuple[str, list[str]]]:
+    every = Group.of(videos, np.arange(videos.n))
+    tiles = [(f"{every.videos:,}", ["videos in the ledger"])]
     if not videos.whole:
         tiles += [
-            tile(percent(every.with_face, every.videos), "of the videos have a face", f"{every.with_face:,} of {every.videos:,}"),
-            tile(percent(every.found, every.frames), "of the frames have a face", f"{every.found:,} of {every.frames:,} looked at"),
-            tile(ratio(every.faces, every.frames), "faces per frame", f"{every.faces:,} faces"),
+            (percent(every.with_face, every.videos), ["of the videos have a face", f"{every.with_face:,} of {every.videos:,}"]),
+            (percent(every.found, every.frames), ["of the frames have a face", f"{every.found:,} of {every.frames:,} looked at"]),
+            (ratio(every.faces, every.frames), ["faces per frame", f"{every.faces:,} faces"]),
         ]
-    tiles.append(tile(f"{every.unread:,}", "videos not read", f"{percent(every.unread, every.videos)} of all"))
-    yield element("div", *tiles, cls="tiles")
+    return [*tiles, (f"{every.unread:,}", ["videos not read", f"{percent(every.unread, every.videos)} of all"])]
 
 
-def _worst(out: str, settings: Settings, ledger: pa.Table, index: pa.Table) -> Iterator[Html]:
-    yield element("h2", "The worst cases")
+@dataclass(frozen=True)
+class _Shown:
+    """A case as the page has it. frames: why there are none, else the pictures."""
+
+    video_id: str
+    facts: list[str]
+    frames: list[Frame] | str
+
+
+def _worst(out: str, settings: Settings, ledger: pa.Table, index: pa.Table) -> Iterator[tuple[str, list[_Shown], str]]:
+    """Chapters: title, cases, and why there are none. No chapter where nobody looked for faces."""
     if settings.crop == "frame":
-        yield element("p", "None can be told, since nobody looked for faces.")
         return
     read = ledger.filter(pc.and_(pc.is_in(ledger["status"], value_set=pa.array(READ)), pc.greater(ledger["frames_decoded"], 0)))
     found = read.filter(pc.greater(read["frames_with_face"], 0))
@@ -132,14 +150,9 @@ def _worst(out: str, settings: Settings, ledger: pa.Table, index: pa.Table) -> I
         shown |= {case.row["family_id"] for case in cases}
         chosen.append((title, wanted, cases, "they are shown above" if rows else otherwise))
     known = index.filter(pc.is_in(index["family_id"], value_set=pa.array(sorted(shown), pa.string())))
-    yield element("p", "One of each family, with three of the frames that were looked at; yellow: what was taken for a face.", cls="quiet")
     with Pictures(out, settings, known) as pictures:
         for title, wanted, cases, otherwise in chosen:
-            yield element("h3", title)
-            if cases:
-                yield element("div", *(_case(case, pictures, wanted) for case in cases), cls="cases")
-            else:
-                yield element("p", f"None: {otherwise}.", cls="quiet")
+            yield title, [_shown(case, pictures, wanted) for case in cases], otherwise
 
 
 def _first(rows: pa.Table, part: str, whole: str | None, *, largest: bool = False) -> list[dict[str, Any]]:
@@ -150,7 +163,7 @@ def _first(rows: pa.Table, part: str, whole: str | None, *, largest: bool = Fals
     return rows.append_column("value", values).sort_by(order).slice(0, 1000).to_pylist()
 
 
-def _case(case: Case, pictures: Pictures, wanted: str) -> Html:
+def _shown(case: Case, pictures: Pictures, wanted: str) -> _Shown:
     row = case.row
     facts = [f"{row['label'] or 'no label'}", f"{row['frames_with_face']} of {row['frames_decoded']} frames with a face"]
     facts[1] += f" ({percent(row['frames_with_face'], row['frames_decoded'])})"
@@ -161,12 +174,4 @@ def _case(case: Case, pictures: Pictures, wanted: str) -> Html:
     facts += [f"part {row['part']}"] * (row["part"] is not None) + [f"boxes of its {row['box_source']}"] * (row["box_source"] == "original")
     facts += [f"{case.relatives} more of its family like this"] * (case.relatives > 0)
     frames = pictures.of(row, wanted=wanted)
-    head = [element("h3", page.name(row["video_id"])), element("p", " · ".join(facts), cls="quiet")]
-    if isinstance(frames, str):
-        return element("div", *head, element("p", "No pictures: ", short(frames), cls="bad"), cls="case")
-    counts = {None: "", 0: ": no face", 1: ": 1 face"}
-    figures: Iterable[Html] = (
-        page.picture(f.jpeg, alt=f"frame at {f.time_s:.1f} s", caption=f"{f.time_s:.1f} s{counts.get(f.faces, f': {f.faces} faces')}")
-        for f in frames
-    )
-    return element("div", *head, element("div", *figures, cls="frames"), cls="case")
+    return _Shown(row["video_id"], facts, short(frames) if isinstance(frames, str) else frames)

@@ -8,6 +8,7 @@ REAL and FAKE in any case, or 0 and 1 (fake). In a folder a subfolder of real/ o
 import csv
 import io
 import posixpath
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,8 +17,10 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from rich.markup import escape
 
 from dfdc_ray import storage
+from dfdc_ray.console import console
 from dfdc_ray.errors import UserError
 
 PICTURES = (".bmp", ".jpeg", ".jpg", ".png", ".webp")
@@ -25,6 +28,7 @@ _IMAGE_COLUMNS = ("jpeg", "png", "image")
 _FACTS = ("video", "label", "original", "method", "part", "group", "frame")
 _LABELS = {"REAL": "REAL", "FAKE": "FAKE", "0": "REAL", "1": "FAKE"}
 _CACHE = 1 << 30  # bytes of a table's row groups that are held
+_WHOLE_FLOAT = re.compile(r"\A(-?[0-9]+)\.0\Z")  # how pandas writes a whole number that stood beside empty cells
 
 
 @dataclass(frozen=True)
@@ -125,20 +129,29 @@ def _csv(uri: str) -> Iterator[Crop]:
         if not row["path"]:
             raise UserError(f"{uri}, line {line}: no path.")
         path = row["path"] if storage.is_s3(row["path"]) or row["path"].startswith("/") else storage.join(folder, row["path"])
-        facts = {name: row.get(name) or None for name in _FACTS}
+        facts = {name: _WHOLE_FLOAT.sub(r"\1", row.get(name) or "") for name in _FACTS}
         yield _crop(facts, given=uri, source=path, where=f"{uri}, line {line}", read=partial(storage.read_bytes, path))
 
 
 def _folder(uri: str) -> Iterator[Crop]:
     entries = [entry for entry in storage.list_dir(uri, recursive=True) if not entry.is_dir and entry.name.lower().endswith(PICTURES)]
+    alone = 0
     for entry in entries:
         label, _, below = entry.name.partition("/")
         if label.lower() not in ("real", "fake"):
             raise UserError(f"{entry.uri}: a picture outside of {uri}/real and {uri}/fake. Give the folder that holds these two.")
         folder, name = posixpath.split(below)
         video = f"{label.lower()}/{folder or posixpath.splitext(name)[0]}"
+        alone += not folder
         read = partial(storage.read_bytes, entry.uri)
         yield _crop({"video": video, "label": label}, given=uri, source=entry.uri, where=entry.uri, read=read)
+    if alone:
+        console.print(
+            f"[yellow]{alone} pictures lie directly in real/ and fake/ of {escape(uri)}: each counts as a video by itself. If some are "
+            "frames of one video, they can fall into training and test: put those of each video into a folder, or give a CSV with the "
+            "column video.[/]",
+            soft_wrap=True,
+        )
 
 
 def _require(uri: str, names: Any, needed: tuple[str, ...]) -> None:

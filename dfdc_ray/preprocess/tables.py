@@ -9,13 +9,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from dfdc_ray.preprocess import page
-from dfdc_ray.preprocess.page import Html, element, percent, share, table
+from dfdc_ray.pages import Cell, Section, Share, Table, percent
 from dfdc_ray.preprocess.receipts import READ
 from dfdc_ray.preprocess.settings import Settings
 
 _GROUPS = 60  # rows of a table; the rest is one more
 _KINDS = 30  # of errors
+_COLOURS = {"REAL": "real", "FAKE": "fake"}
 _LABELS: dict[str | None, str] = {"REAL": "real", "FAKE": "fake", None: "no label"}
 _MEANINGS = {
     "ok": "faces were found",
@@ -101,32 +101,31 @@ def _quantiles(values: np.ndarray, percentiles: Sequence[float]) -> list[float]:
     return np.percentile(known, percentiles).tolist() if len(known) else [float("nan")] * len(percentiles)
 
 
-def tables(settings: Settings, videos: Videos) -> Iterator[Html]:
+def tables(settings: Settings, videos: Videos) -> Iterator[Section]:
     """How the videos ended, by what they have in common, and the distributions."""
     words = videos.words
-    yield element("h2", "How the videos ended")
     ended = list(zip(words["status"], words["label"], strict=True))
-    rows = []
+    rows: list[list[Cell]] = []
     for status, meaning in _MEANINGS.items():
         counts = [ended.count((status, label)) for label in _LABELS]
-        rows.append([status, share(sum(counts), videos.n), *(f"{count:,}" for count in counts), meaning])
-    yield table(["status", "videos", *_LABELS.values(), "what it means"], rows, texts=[5])
+        rows.append([status, Share(sum(counts), videos.n), *(f"{count:,}" for count in counts), meaning])
+    yield Section("How the videos ended", [Table(["status", "videos", *_LABELS.values(), "what it means"], rows, texts=[5])])
     several = len(set(words["corpus"])) > 1
     if several:
-        yield from _grouped("By corpus", videos, lambda i: words["corpus"][i], page.name)
+        yield _grouped("By corpus", videos, lambda i: words["corpus"][i], str)
     labels = list(_LABELS)
-    yield from _grouped("By label", videos, lambda i: labels.index(words["label"][i]), lambda key: _LABELS[labels[key]])
+    yield _grouped("By label", videos, lambda i: labels.index(words["label"][i]), lambda key: _LABELS[labels[key]])
     if any(part is not None for part in words["part"]):
         names = words["corpus"] if several else [""] * videos.n
         keys = [None if part is None else (name, part) for name, part in zip(names, words["part"], strict=True)]
-        yield from _grouped("By part", videos, keys.__getitem__, lambda key: page.name(f"{key[0]} {key[1]}".strip()) if key else "no part")
+        yield _grouped("By part", videos, keys.__getitem__, lambda key: f"{key[0]} {key[1]}".strip() if key else "no part")
     if any(method is not None for method in words["method"]):
         methods = [m or ("not known" if label == "FAKE" else None) for m, label in zip(words["method"], words["label"], strict=True)]
-        yield from _grouped("By method", videos, methods.__getitem__, lambda key: page.name(key) if key else "no fake")
+        yield _grouped("By method", videos, methods.__getitem__, lambda key: key or "no fake")
     if videos.whole:
         return
     title = f"By detector: where the boxes of {settings.detector} came from"
-    yield from _grouped(title, videos, lambda i: _origin(videos, i), _ORIGINS.__getitem__)
+    yield _grouped(title, videos, lambda i: _origin(videos, i), _ORIGINS.__getitem__)
     yield from _distributions(videos)
 
 
@@ -144,7 +143,7 @@ def _origin(videos: Videos, i: int) -> int:
     return 3 if words["alignment"][i] is None else 2
 
 
-def _grouped(title: str, videos: Videos, key: Callable[[int], Any], shown: Callable[[Any], object]) -> Iterator[Html]:
+def _grouped(title: str, videos: Videos, key: Callable[[int], Any], shown: Callable[[Any], str]) -> Section:
     groups = videos.by(key)
     kept = sorted(groups, key=lambda k: -len(groups[k]))[:_GROUPS]
     rows = [_row(shown(k), Group.of(videos, some), videos.whole) for k, some in groups.items() if k in kept]
@@ -154,15 +153,14 @@ def _grouped(title: str, videos: Videos, key: Callable[[int], Any], shown: Calla
     header += ["crops, px: 10, 50, 90 %", "grey level", "of the faces", "videos not read"]
     if videos.whole:
         header = ["", "videos", "grey level", "videos not read"]
-    yield element("h2", title)
-    yield table(header, rows)
+    return Section(title, [Table(header, rows, names=[0])])
 
 
-def _row(name: object, g: Group, whole: bool) -> list[object]:
+def _row(name: str, g: Group, whole: bool) -> list[Cell]:
     brightness, unread = rounded(g.brightness), f"{g.unread:,} ({percent(g.unread, g.videos)})" if g.unread else "0"
     if whole:
         return [name, f"{g.videos:,}", brightness, unread]
-    faces: list[object] = [share(g.with_face, g.videos, cls="good"), f"{g.frames:,}", share(g.found, g.frames, cls="good", count=False)]
+    faces: list[Cell] = [Share(g.with_face, g.videos, cls="good"), f"{g.frames:,}", Share(g.found, g.frames, cls="good", count=False)]
     crops = ", ".join(map(rounded, g.crop)) if g.with_face else "-"
     faces += [ratio(g.faces, g.frames), crops, brightness, rounded(g.face_brightness)]
     return [name, f"{g.videos:,}", *faces, unread]
@@ -178,18 +176,15 @@ def ratio(part: int, whole: int) -> str:
     return f"{part / whole:.2f}" if whole else "-"
 
 
-def _distributions(videos: Videos) -> Iterator[Html]:
+def _distributions(videos: Videos) -> Iterator[Section]:
     looked = videos.frames > 0
     shares = np.where(looked, videos.found / np.maximum(videos.frames, 1), np.nan)
     bins = [("none", shares == 0), ("under half", (shares > 0) & (shares < 0.5)), ("half to nine tenths", (shares >= 0.5) & (shares < 0.9))]
     bins += [("nine tenths or more", (shares >= 0.9) & (shares < 1)), ("all", shares == 1)]
-    yield element("h2", "How many of a video's frames have a face")
-    yield element("p", "Of the videos that were read. Where real and fake differ, the loss itself tells them apart.", cls="quiet")
-    yield _by_label("frames with a face", videos, bins, looked)
-    yield element("h2", "Size of the crops")
-    yield element("p", "Median of a video's crops, longer side in pixels of the frame, margin included.", cls="quiet")
-    yield _by_label("pixels", videos, _bins(videos.crop, _CROPS), ~np.isnan(videos.crop))
-    yield element("h2", "Do dark videos lose faces?")
+    note = "Of the videos that were read. Where real and fake differ, the loss itself tells them apart."
+    yield Section("How many of a video's frames have a face", [note, _by_label("frames with a face", videos, bins, looked)])
+    note = "Median of a video's crops, longer side in pixels of the frame, margin included."
+    yield Section("Size of the crops", [note, _by_label("pixels", videos, _bins(videos.crop, _CROPS), ~np.isnan(videos.crop))])
     dark, light = (looked & (videos.brightness < _DARK)), (looked & (videos.brightness >= _DARK))
     sides = [
         f"{name}: {percent(int(videos.found[some].sum()), int(videos.frames[some].sum()))} of {videos.frames[some].sum():,} frames "
@@ -197,15 +192,16 @@ def _distributions(videos: Videos) -> Iterator[Html]:
         for some, name in ((dark, f"Darker than {_DARK} of 255"), (light, "lighter"))
         if some.any()
     ]
-    yield element("p", *("; ".join(sides), ". " if sides else ""), "By the mean grey level of a video's frames, 0 to 255.", cls="quiet")
-    rows = []
+    rows: list[list[Cell]] = []
     for name, inside in _bins(videos.brightness, _GREYS):
         some = inside & looked
         frames, found = int(videos.frames[some].sum()), int(videos.found[some].sum())
         lost = int((some & (videos.found == 0)).sum())
-        videos_here = share(int(some.sum()), int(looked.sum()))
-        rows.append([name, videos_here, f"{frames:,}", share(found, frames, cls="good", count=False), f"{lost:,}"])
-    yield table(["grey level", "videos", "frames looked at", "with a face", "videos without any"], rows)
+        videos_here = Share(int(some.sum()), int(looked.sum()))
+        rows.append([name, videos_here, f"{frames:,}", Share(found, frames, cls="good", count=False), f"{lost:,}"])
+    note = "; ".join(sides) + (". " if sides else "") + "By the mean grey level of a video's frames, 0 to 255."
+    table = Table(["grey level", "videos", "frames looked at", "with a face", "videos without any"], rows)
+    yield Section("Do dark videos lose faces?", [note, table])
 
 
 def _bins(values: np.ndarray, lower: Sequence[int]) -> list[tuple[str, np.ndarray]]:
@@ -219,26 +215,24 @@ def _bins(values: np.ndarray, lower: Sequence[int]) -> list[tuple[str, np.ndarra
     return bins[filled[0] : filled[-1] + 1]
 
 
-def _by_label(what: str, videos: Videos, bins: list[tuple[str, np.ndarray]], among: np.ndarray) -> Html:
+def _by_label(what: str, videos: Videos, bins: list[tuple[str, np.ndarray]], among: np.ndarray) -> Table:
     """A histogram for each label that there is, as a share of its videos among these."""
     labels = np.array([label or "" for label in videos.words["label"]], object)
     members = {label: among & (labels == (label or "")) for label in _LABELS}
     members = {label: some for label, some in members.items() if some.any()}
-    rows = []
+    rows: list[list[Cell]] = []
     for name, inside in bins:
-        counts = ((int((inside & some).sum()), int(some.sum()), page.COLOURS.get(label or "", "")) for label, some in members.items())
-        rows.append([name, *(share(part, whole, cls=colour) for part, whole, colour in counts)])
-    return table([what, *(f"{_LABELS[label]}: videos of {some.sum():,}" for label, some in members.items())], rows)
+        counts = ((int((inside & some).sum()), int(some.sum()), _COLOURS.get(label or "", "")) for label, some in members.items())
+        rows.append([name, *(Share(part, whole, cls=colour) for part, whole, colour in counts)])
+    return Table([what, *(f"{_LABELS[label]}: videos of {some.sum():,}" for label, some in members.items())], rows)
 
 
-def errors(videos: Videos, index: pa.Table) -> Iterator[Html]:
+def errors(videos: Videos, index: pa.Table) -> Section:
     """What could not be read, by kind of message; the index says where the videos are, which is no part of a kind."""
-    words = videos.words
-    yield element("h2", "What could not be read, and why")
+    title, words = "What could not be read, and why", videos.words
     bad = np.flatnonzero(~videos.read)
     if not len(bad):
-        yield element("p", "Nothing: every video was read.")
-        return
+        return Section(title, ["Nothing: every video was read."])
     unread = index.filter(pc.is_in(index["video_id"], value_set=pa.array([words["video_id"][i] for i in bad], pa.string())))
     uris = dict(zip(unread["video_id"].to_pylist(), unread["uri"].to_pylist(), strict=True))
     kinds: dict[tuple[str, str, str], list[int]] = {}
@@ -246,16 +240,17 @@ def errors(videos: Videos, index: pa.Table) -> Iterator[Html]:
         kind = kind_of(words["error"][i] or "", uris.get(words["video_id"][i]))
         kinds.setdefault((words["status"][i], words["stage"][i] or "", kind), []).append(int(i))
     ordered = sorted(kinds.items(), key=lambda item: (-len(item[1]), item[0]))
-    rows = []
+    rows: list[list[Cell]] = []
     for (status, stage, kind), members in ordered[:_KINDS]:
-        first = element("li", page.name(words["video_id"][members[0]]), ": ", short(words["error"][members[0]] or ""))
-        more = [element("li", page.name(words["video_id"][i])) for i in members[1:3]]
-        rows.append([short(kind), status, stage, share(len(members), videos.n), element("ul", first, *more)])
-    yield element("p", "Messages that differ in numbers and names only are one kind; the examples begin with a whole message.", cls="quiet")
-    yield table(["kind of message", "status", "stage", "videos", "examples"], rows, texts=[4])
+        examples = [(words["video_id"][members[0]], short(words["error"][members[0]] or ""))]
+        examples += [(words["video_id"][i], "") for i in members[1:3]]
+        rows.append([short(kind), status, stage, Share(len(members), videos.n), examples])
+    note = "Messages that differ in numbers and names only are one kind; the examples begin with a whole message."
+    body: list[str | Table] = [note, Table(["kind of message", "status", "stage", "videos", "examples"], rows, names=[0], texts=[4])]
     if len(ordered) > _KINDS:
         rest = sum(len(members) for _, members in ordered[_KINDS:])
-        yield element("p", f"And {len(ordered) - _KINDS} rarer kinds, {rest:,} videos: ledger.parquet names each.")
+        body.append(f"And {len(ordered) - _KINDS} rarer kinds, {rest:,} videos: ledger.parquet names each.")
+    return Section(title, body)
 
 
 def kind_of(message: str, uri: str | None) -> str:

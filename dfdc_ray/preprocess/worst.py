@@ -9,20 +9,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import cv2
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from dfdc_ray import storage
-from dfdc_ray.faces.crop import decode
+from dfdc_ray.faces.crop import decode, encode
 from dfdc_ray.preprocess import receipts as rc
 from dfdc_ray.preprocess.plan import Unit, Video
 from dfdc_ray.preprocess.settings import Settings
 from dfdc_ray.preprocess.supervise import Worker
 
 FRAMES = 3  # shown of each video
-_MAX_SIDE = 384  # pixels of the longer side
-_QUALITY = 80  # of their JPEGs, about 15 kB each
+_MAX_SIDE = 384  # pixels of the longer side, about 15 kB each
 _TIMEOUT_S = 30.0  # for a video
 _ALL_S = 120.0  # for all of them; those that are left have no pictures
 _MEMORY = 4 << 30  # bytes
@@ -150,6 +148,4 @@ def _drawn(jpeg: bytes, boxes: list[list[float]], frame_width: int) -> bytes:
         rectangle = tuple(round(value * scale) for value in (x, y, w, h))
         cv2.rectangle(rgb, rectangle, (0, 0, 0), 4)
         cv2.rectangle(rgb, rectangle, _BOX, 2)
-    done, data = cv2.imencode(".jpg", cv2.cvtColor(rgb, cv2.COLOR_RGB2BGR), [cv2.IMWRITE_JPEG_QUALITY, _QUALITY])
-    assert done
-    return np.asarray(data).tobytes()
+    return encode(rgb, "small")

@@ -79,7 +79,7 @@ def create_app(
         """The model's card, and the limits for a video."""
         return card | {"limits": {"max_bytes": jobs.limits.max_bytes, "waiting": jobs.limits.waiting, "keep_s": jobs.limits.keep_s}}
 
-    @app.get("/healthz", responses={503: {"model": Problem}}, summary="Does it work?", tags=["model"])
+    @app.get("/healthz", responses={503: {"model": Problem}}, summary="Whether it works", tags=["model"])
     async def healthz() -> dict[str, str]:
         """200 while videos are worked on."""
         if not jobs.alive:

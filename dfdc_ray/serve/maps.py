@@ -39,10 +39,10 @@ def check(scorer: Scorer) -> None:
         )
 
 
-def name_of(uri: str) -> str:
-    """The picture's name for a video; two videos of one name have two."""
+def name_of(uri: str, suffix: str = ".png") -> str:
+    """The name of a video's picture or page; two videos of one name have two."""
     stem = "".join(c if c.isalnum() or c in "-_" else "_" for c in PurePosixPath(uri).stem)
-    return f"{stem}-{hashlib.sha256(uri.encode()).hexdigest()[:6]}.png"
+    return f"{stem}-{hashlib.sha256(uri.encode()).hexdigest()[:6]}{suffix}"
 
 
 def write(scorer: Scorer, evidence: Evidence, folder: str) -> None:

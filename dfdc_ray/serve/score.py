@@ -1,10 +1,10 @@
 """Score video files and show the evidence by frame and by face.
 
-    dfdc-ray predict VIDEO... --checkpoint out/train/best [--json | --csv]
+    dfdc-ray predict VIDEO... --checkpoint out/train/best [--json | --csv] [--report DIR]
 
 A video goes through the very code that made the training faces (preprocess.unit), with the same detector and crop, so that what the model
-sees here is what it was trained on. Nothing is written to disk but the pictures of --maps. A video without a face, or one that cannot be
-read, gets no score; the exit code is then 2.
+sees here is what it was trained on. Nothing is written to disk but what --maps and --report ask for. A video without a face, or one that
+cannot be read, gets no score; the exit code is then 2.
 """
 
 import csv
@@ -26,7 +26,7 @@ from dfdc_ray.faces.detect import Detector, load_detector
 from dfdc_ray.preprocess.plan import Video
 from dfdc_ray.preprocess.settings import Settings, settings_of
 from dfdc_ray.preprocess.unit import process_video
-from dfdc_ray.serve import maps, show
+from dfdc_ray.serve import maps, onepage, show
 from dfdc_ray.serve.judge import Evidence, VideoScore, judge
 
 FORMAT_VERSION = 1
@@ -88,6 +88,8 @@ def predict(config: PredictConfig) -> None:
     if config.maps is not None:
         maps.check(scorer)
         storage.make_dirs(config.maps)
+    if config.report is not None:
+        storage.make_dirs(config.report)
     parseable = config.json or config.csv
     results = []
     with Work("scoring", total=len(config.videos), unit="videos", to=errors if parseable or not console.is_terminal else console) as work:
@@ -97,6 +99,9 @@ def predict(config: PredictConfig) -> None:
             results.append(result)
             if config.maps is not None:
                 maps.write(scorer, evidence, config.maps)
+            if config.report is not None:
+                page = onepage.page(evidence, scorer, name=uri)
+                storage.write_bytes(storage.join(config.report, maps.name_of(uri, ".html")), page)
             work.advance()
             if parseable and result.score is None:
                 errors.print(f"{uri}: no score: {result.error}", markup=False, highlight=False, soft_wrap=True)

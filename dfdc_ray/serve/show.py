@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 64  # characters of the timeline
+TRACKS = ("face", "score", "frames", "from", "to", "first box (x y w h)", "")
 _COLOURS = {"REAL": "green", "FAKE": "red"}
 
 
@@ -50,7 +51,7 @@ def video(result: VideoScore, console: Console) -> None:
 
 
 def meaning(result: VideoScore) -> str:
-    """What the score says, in a sentence. Only of a video that has one."""
+    """What the score of a scored video says."""
     if result.raw_score is None:
         return "The score is not calibrated: no probability (dfdc-ray calibrate)."
     like = f"of videos like those of validation that get this score, {result.score:.0%} are fake"
@@ -72,14 +73,22 @@ def timeline(frames: Sequence[FrameScore]) -> list[Text]:
 
 def faces(result: VideoScore) -> Table:
     """The faces over time."""
-    table = Table("face", "score", "frames", "from", "to", "first box (x y w h)", "", box=None, padding=(0, 2, 0, 0))
+    table = Table(*TRACKS, box=None, padding=(0, 2, 0, 0))
+    for row in tracks(result):
+        table.add_row(*row)
+    return table
+
+
+def tracks(result: VideoScore) -> list[list[str]]:
+    """A row of TRACKS for each face over time."""
+    rows = []
     for track in result.tracks:
         first, last = track.faces[0], track.faces[-1]
         box = "whole frame" if first.box is None else " ".join(f"{value:.0f}" for value in first.box)
         share = f"{len(track.faces)} ({track.coverage:.0%})"
         note = "" if track.counted else "too short to count"
-        table.add_row(str(track.track_id), f"{track.score:.3f}", share, f"{first.time_s:.1f} s", f"{last.time_s:.1f} s", box, note)
-    return table
+        rows.append([str(track.track_id), f"{track.score:.3f}", share, f"{first.time_s:.1f} s", f"{last.time_s:.1f} s", box, note])
+    return rows
 
 
 def summary(results: Sequence[VideoScore], console: Console) -> None:

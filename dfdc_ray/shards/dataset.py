@@ -131,6 +131,11 @@ class _Images:
         self._bring(wanted)
         return [self._decode(group, row) for group, row in wanted]
 
+    def encoded(self, wanted: Sequence[tuple[int, int]]) -> list[bytes]:
+        """As they are stored, for each (group, row)."""
+        self._bring(wanted)
+        return [self.cache[group]["image"][row].as_py() for group, row in wanted]
+
     def sound(self, wanted: Sequence[tuple[int, int]]) -> torch.Tensor:
         """float32 [n,WINDOW] in -1..1 for each (group, row)."""
         self._bring(wanted)
@@ -149,7 +154,7 @@ class _Images:
             self.bytes -= self.cache.popitem(last=False)[1].nbytes
 
     def _read_group(self, group: int) -> pa.Table:
-        file, number, _ = self.groups[group]
+        file, number = self.groups[group, :2]
         with parquet_input(self.files[file]) as stream, pq.ParquetFile(stream) as parquet:
             table = parquet.read_row_group(int(number), columns=self.columns, use_threads=False)
         at = table.schema.get_field_index("image")
@@ -160,8 +165,15 @@ class _Images:
         try:
             return torch.from_numpy(decode(encoded)).permute(2, 0, 1)
         except (ValueError, TypeError) as error:  # TypeError: null
-            file, number, _ = self.groups[group]
+            file, number = self.groups[group, :2]
             raise UserError(f"{self.files[file]}, row group {number}, row {row}: the image is damaged. Copy the shard again.") from error
+
+
+def encoded(rows: RowTable, positions: Sequence[int]) -> list[list[bytes]]:
+    """The stored pictures (JPEG or PNG) of these lines: one each, or a clip's. Reads the row groups that they are in, and no others."""
+    places = np.stack([rows.column("group"), rows.column("row")], axis=-1)[np.asarray(positions, dtype=int)]
+    with _Images(rows.files, rows.groups, sound=False) as images:
+        return [images.encoded([(int(group), int(row)) for group, row in place.reshape(-1, 2)]) for place in places]
 
 
 def decode_sound(windows: Sequence[bytes]) -> torch.Tensor:

@@ -23,7 +23,7 @@ class RowTable:
     """Where every face row is, and its small columns.
 
     files: URIs of the shards; sizes: in bytes; sha256: of their bytes, in hexadecimal.
-    groups: int64 [G,3], one line for each row group: file, row group in the file, bytes of its images.
+    groups: int64 [G,4], one line for each row group: file, row group in the file, bytes of its images, its first row in the file.
     table: one line for each row: group (line of `groups`), row (in the row group), video_id, group_id, part, label, core, frame, time_s,
     track_id, clip_id, clip_position. Of `clips_of` one line for each clip.
     unheard: how many labelled videos `samples_of` left out for want of sound.
@@ -76,12 +76,13 @@ def read_rows(manifest: Manifest, *, more: Sequence[str] = ()) -> RowTable:
     """
     with ThreadPoolExecutor(_THREADS) as pool:
         parts = list(pool.map(functools.partial(_read_small, more=more), manifest.files))
-    groups: list[tuple[int, int, int]] = []
+    groups: list[tuple[int, int, int, int]] = []
     tables = []
     for number, (table, row_groups, _) in enumerate(parts):
         first = len(groups)
-        groups += [(number, group, size) for group, (_, size) in enumerate(row_groups)]
         counts = [rows for rows, _ in row_groups]
+        starts = np.cumsum([0, *counts]).tolist()
+        groups += [(number, group, size, starts[group]) for group, (_, size) in enumerate(row_groups)]
         group = np.repeat(np.arange(first, first + len(counts), dtype=np.int32), counts)
         row = np.concatenate([np.arange(n, dtype=np.int32) for n in counts])
         tables.append(table.add_column(0, "row", pa.array(row)).add_column(0, "group", pa.array(group)))
@@ -90,7 +91,7 @@ def read_rows(manifest: Manifest, *, more: Sequence[str] = ()) -> RowTable:
         files=tuple(file.uri for file in manifest.files),
         sizes=tuple(size for _, _, size in parts),
         sha256=tuple(file.sha256 for file in manifest.files),
-        groups=np.array(groups, dtype=np.int64).reshape(-1, 3),
+        groups=np.array(groups, dtype=np.int64).reshape(-1, 4),
         table=table,
     )
 

@@ -62,9 +62,9 @@ class Plan:
 
     train has the columns group, row, label and group_id only. fake: makes fakes of its reals, for --self-blend. drawn: how many reals and
     fakes an epoch draws, by each way to balance. prior: share of fakes among the training videos that have a face; with --self-blend among
-    what an epoch draws, with those made of reals. train_groups: also those that the first weights were trained on. faces_config: how the
-    faces were made. unheard: how many labelled videos were left out for want of sound. initial: first weights of a fresh run, None when
-    there is a checkpoint to go on from. finished: all epochs are done.
+    what an epoch draws, with those made of reals. train_groups, validation_groups: also those that the first weights were trained on and
+    chosen by. faces_config: how the faces were made. unheard: how many labelled videos were left out for want of sound. initial: first
+    weights of a fresh run, None when there is a checkpoint to go on from. finished: all epochs are done.
     """
 
     train: RowTable
@@ -106,6 +106,7 @@ def prepare(config: TrainConfig) -> Plan:
         _check_same(config, manifest.data_hash, saved.config)
     train = used["train"]
     groups = {split: _groups(part) for split, part in used.items()}
+    trained, chosen = _groups_of(saved.config) if saved else _seen_before(config, groups)
     return Plan(
         train=replace(train, table=train.table.select(["group", "row", "label", "group_id"])),  # workers get a copy each
         fake=self_blend_of(train, config.self_blend) if config.self_blend else None,
@@ -113,8 +114,8 @@ def prepare(config: TrainConfig) -> Plan:
         counts=counts,
         drawn=drawn,
         prior=_blended_share(config.self_blend, *drawn[config.balance]) if config.self_blend else counts["train"].fake_share,
-        train_groups=tuple(sorted(groups["train"] | (set(saved.config["train_groups"]) if saved else _seen_before(config, groups)))),
-        validation_groups=tuple(sorted(groups["validation"])),
+        train_groups=tuple(sorted(groups["train"] | trained)),
+        validation_groups=tuple(sorted(groups["validation"] | chosen)),
         data_hash=manifest.data_hash,
         faces_config=manifest.config,
         unheard=rows.unheard,
@@ -273,19 +274,24 @@ def _groups(rows: RowTable) -> set[str]:
     return set(pc.unique(rows.table["group_id"].cast("string")).to_pylist())
 
 
-def _seen_before(config: TrainConfig, groups: dict[Split, set[str]]) -> set[str]:
-    """The groups that --weights was trained on, where it comes from a training of ours.
+def _groups_of(config: dict[str, Any]) -> tuple[set[str], set[str]]:
+    """What a checkpoint says that it was trained on, and chosen by."""
+    return set(config.get("train_groups", ())), set(config.get("validation_groups", ()))
+
+
+def _seen_before(config: TrainConfig, groups: dict[Split, set[str]]) -> tuple[set[str], set[str]]:
+    """The groups that --weights was trained on, and chosen by, where it comes from a training of ours.
 
     UserError if one of them is in validation or test here, or one that it was chosen by in test: what is measured on them would not be of
     unseen people.
     """
     if config.weights in NO_FILE:
-        return set()
+        return set(), set()
     try:
         earlier = checkpoint.seen_by(config.weights)
     except FileNotFoundError:
-        return set()  # _initial_weights says so
-    trained, chosen = set(earlier.get("train_groups", ())), set(earlier.get("validation_groups", ()))
+        return set(), set()  # _initial_weights says so
+    trained, chosen = _groups_of(earlier)
     for split, seen, how in (("validation", trained, "trained on"), ("test", trained, "trained on"), ("test", chosen, "chosen by")):
         if again := sorted(seen & groups[split]):  # type: ignore[index]
             raise UserError(
@@ -299,7 +305,7 @@ def _seen_before(config: TrainConfig, groups: dict[Split, set[str]]) -> set[str]
             "checked.[/]",
             soft_wrap=True,
         )
-    return trained
+    return trained, chosen
 
 
 def _initial_weights(config: TrainConfig, train: RowTable) -> dict[str, torch.Tensor]:

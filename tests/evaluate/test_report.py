@@ -2,21 +2,26 @@
 
 import csv
 import json
+import re
 from dataclasses import fields, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
+from seen import HOSTILE, TURNED, Seen
 
 from dfdc_ray.evaluate.duplicates import Pair
 from dfdc_ray.evaluate.files import scores_csv, write
+from dfdc_ray.evaluate.heat import Shown, _small
 from dfdc_ray.evaluate.metrics import Metrics, judge
-from dfdc_ray.evaluate.report import JudgedVideo, Report, Robustness
+from dfdc_ray.evaluate.mistakes import Face, Mistake
+from dfdc_ray.evaluate.report import WORST, JudgedVideo, Report, Robustness
 from dfdc_ray.evaluate.tables import markdown, show
+from dfdc_ray.pages import MOST_ROWS
 
 PRIOR = 0.75
-FILES = ["reliability.png", "report.json", "report.md", "roc.png", "scores.csv", "scores.png"]
+FILES = ["pr.png", "reliability.png", "report.html", "report.json", "report.md", "roc.png", "scores.csv", "scores.png"]
 
 
 def _video(name: str, label: str, score: float | None, **more: object) -> JudgedVideo:
@@ -81,7 +86,7 @@ def report() -> Report:
 def test_all_files_are_written(report: Report, tmp_path: Path) -> None:
     write(report, str(tmp_path / "out"))
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == FILES
-    for name in ("reliability.png", "roc.png", "scores.png"):
+    for name in ("pr.png", "reliability.png", "roc.png", "scores.png"):
         assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
 
 
@@ -184,3 +189,52 @@ def test_console_shows_both_levels(report: Report) -> None:
     text = console.export_text()
     for words in ("GENERATED CORPUS", "by video", "by frame", "always fake", "2 of 7 videos have no score", "1 no_face, 1 poison"):
         assert words in text
+
+
+def _mistakes(report: Report, *, heat: bool, shard: str = "/data/faces/faces/a.parquet") -> list[Mistake]:
+    """Each with three faces of noise, which no JPEG makes small."""
+    noise = _small(np.random.default_rng(0).integers(0, 255, (224, 224, 3), dtype=np.uint8))
+    faces = [Face(Shown(noise, noise if heat else None), 10 * i, None, 0.5, shard, i) for i in range(3)]
+    return [Mistake(video, tuple(faces)) for video in report.worst]
+
+
+def test_what_others_wrote_is_shown_on_the_page_and_not_obeyed(tmp_path: Path) -> None:
+    videos = [_video(HOSTILE, "REAL", 0.9), _video(f"fake{TURNED}", "FAKE", 0.2, method=HOSTILE), _video("fake3", "FAKE", 0.7)]
+    videos += [_video(f"lost{HOSTILE}", "FAKE", None, status="error", stage="decode", error=HOSTILE)]
+    report = replace(_report(videos), title=HOSTILE, warnings=(HOSTILE,))
+    write(report, str(tmp_path), _mistakes(report, heat=True, shard=f"/data/{HOSTILE}"))
+    seen = Seen((tmp_path / "report.html").read_bytes())
+    seen.check()
+    assert seen.text.count(HOSTILE) >= 10
+    assert f"<bdi>c/fake{TURNED}.mp4</bdi>" in seen.html
+    assert not re.search(r"[<>\"]", "".join(seen.all("a", "href")))
+
+
+def test_the_page_is_small_and_its_links_are_relative(report: Report, tmp_path: Path) -> None:
+    mistaken = [_video(f"real{i}", "REAL", 0.9) for i in range(WORST + 5)]
+    lost = [_video(f"lost{i}", "FAKE", None, status="error", error="broken " * 100) for i in range(2 * MOST_ROWS)]
+    report = _report([*mistaken, *lost])
+    write(report, str(tmp_path / "out"), _mistakes(report, heat=True, shard=str(tmp_path / "faces" / "a b.parquet")))
+    page = (tmp_path / "out" / "report.html").read_bytes()
+    assert len(page) < 10e6
+    seen = Seen(page)
+    assert set(seen.all("a", "href")) == {"../faces/a%20b.parquet"}
+    assert "And 1,000 more lines" in seen.text
+    assert seen.text.count("a b.parquet, rows 0, 1, 2") == WORST
+
+
+def test_there_is_no_link_to_another_disk_and_no_heat_map_without_maps(report: Report, tmp_path: Path) -> None:
+    write(report, str(tmp_path), _mistakes(report, heat=False, shard="s3://bucket/faces/a.parquet"))
+    seen = Seen((tmp_path / "report.html").read_bytes())
+    assert seen.all("a", "href") == []
+    assert "s3://bucket/faces/a.parquet, rows 0, 1, 2" in seen.text
+    assert "There are no heat maps" in seen.text
+    assert len(seen.all("img", "src")) == 4 + 2 * 3
+
+
+def test_warnings_come_first_on_the_page(report: Report, tmp_path: Path) -> None:
+    write(report, str(tmp_path))
+    words = Seen((tmp_path / "report.html").read_bytes()).words
+    order = ["GENERATED CORPUS", "ROC AUC by video", "Protocol", "By video", "By frame", "Curves", "Aggregation", "Videos without a score"]
+    assert sorted(order, key=words.index) == order
+    assert "c/fade1.mp4FAKEpoisondecode: killed | twice" in words

@@ -3,11 +3,13 @@
 import csv
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from helpers import pack_shards
+from seen import Seen
 
 from dfdc_ray.config import CalibrateConfig, CombineConfig, EvaluateConfig, PreprocessConfig
 from dfdc_ray.corpus.index import INDEX
@@ -175,6 +178,45 @@ def test_scores_are_those_of_the_core_frames_of_the_main_track(faces: Path, best
         assert float(found[video_id]) == pytest.approx(scorer.score([[picture] for picture in main_track]).mean(), abs=1e-5)
 
 
+def _check_mistakes(out: Path, faces: Path, *, each: int) -> None:
+    """The page shows every wrong verdict, the surest first, with pictures of its faces, and they are in the shards where it says."""
+    report = json.loads((out / "report.json").read_text())
+    page = Seen((out / "report.html").read_bytes())
+    page.check()
+    cards = page.html.split('<div class="case">')[1:]
+    assert len(cards) == len(report["worst"]) > 0
+    for video_id, card in zip(report["worst"], cards, strict=True):
+        seen = Seen(card)
+        assert f"<h3><bdi>{video_id}</bdi></h3>" in card
+        assert len(seen.all("img", "src")) == 2 * each  # each beside its heat map
+        (link,) = seen.all("a", "href")
+        shard = pq.read_table(out / unquote(link)).to_pylist()
+        rows = [shard[int(number)] for number in re.findall(r"\d+", re.findall(r", rows? ([\d, ]+)", seen.text)[-1])]
+        assert len(rows) == each
+        assert {row["video_id"] for row in rows} == {video_id}
+        assert all(row["core"] for row in rows)
+        if rows[0]["clip_id"] is None:
+            assert re.findall(r"frame (\d+)", seen.text) == [str(row["frame"]) for row in rows]
+        assert f"{faces}/" in seen.text
+
+
+def test_mistakes_are_shown_as_pictures_with_their_place_in_the_shards(faces: Path, report_of_test: Path) -> None:
+    _check_mistakes(report_of_test, faces, each=3)
+
+
+def test_the_page_has_the_numbers_of_the_report(report_of_test: Path) -> None:
+    video = json.loads((report_of_test / "report.json").read_text())["video"]
+    m, auc = video["metrics"], video["intervals"]["auc"]
+    words = Seen((report_of_test / "report.html").read_bytes()).words
+    for tile in (
+        f"{m['auc']:.4f}ROC AUC by video95 %: {auc['low']:.4f} to {auc['high']:.4f}",
+        f"{m['log_loss']:.4f}log loss by videoconstant prior: {video['baselines']['constant_prior']['log_loss']:.4f}",
+        f"{m['accuracy']:.4f}accuracy at 0.5 by videoalways fake: {video['baselines']['always_fake']['accuracy']:.4f}",
+        "12videos3 real, 9 fake, 3 groups3 without a score",
+    ):
+        assert tile in words
+
+
 def test_the_same_again_gives_the_same_report(faces: Path, best: Path, report_of_test: Path, tmp_path: Path) -> None:
     first, again = json.loads((report_of_test / "report.json").read_text()), _evaluate(faces, best, tmp_path)
     for report in (first, again):
@@ -193,6 +235,7 @@ def test_packed_faces_give_the_same_report(faces: Path, best: Path, report_of_te
     assert packed["videos"] == first["videos"]
     for found, expected in zip(packed["scores"], first["scores"], strict=True):
         assert found == (pytest.approx(expected[0], abs=1e-5), pytest.approx(expected[1], abs=1e-5))
+    _check_mistakes(tmp_path / "report", tmp_path / "packed", each=3)
     assert 0 < len(list((tmp_path / "cache").glob("*.parquet"))) < len(read_manifest(str(tmp_path / "packed")).files)
 
 
@@ -215,6 +258,16 @@ def test_groups_of_another_corpus_cannot_be_compared_by_name(faces: Path, best: 
     changed = _changed(best, tmp_path / "changed", train_groups=["dfdc/part:7", "dfdc/part:8"])
     (warning,) = (w for w in _evaluate(faces, changed, tmp_path / "report")["warnings"] if "ANOTHER" in w)
     assert warning.startswith("ANOTHER CORPUS than those of training (c): ")
+
+
+def test_all_of_another_corpus_is_judged_whatever_the_rule(faces: Path, best: Path, tmp_path: Path) -> None:
+    """By the checkpoint's rule nothing of it is in the test split."""
+    changed = _changed(best, tmp_path / "changed", train_groups=["dfdc/part:0"], split="parts:0-9/20/30")
+    report = _evaluate(faces, changed, tmp_path / "report", split="all")
+    assert (report["video"]["metrics"]["n"], report["video"]["groups"], report["videos_unlabelled"]) == (40, 10, 1)
+    assert report["protocol"]["split"] == "all"
+    with pytest.raises(UserError, match=r"6 of the 10 groups of .* trained on \(c/part:0"):
+        _evaluate(faces, best, tmp_path / "report", split="all")
 
 
 def test_training_data_is_judged_on_request_and_says_so(faces: Path, best: Path, tmp_path: Path) -> None:
@@ -276,6 +329,7 @@ def test_clips_are_counted_as_such(faces: Path, best: Path, tmp_path: Path) -> N
         evaluate(EvaluateConfig(faces=str(of_clips), checkpoint=checkpoints, out=str(tmp_path / f"report{number}"), batch_size=3))
         report = json.loads((tmp_path / f"report{number}" / "report.json").read_text())
         assert report["video"]["metrics"]["n"] == 12
+        _check_mistakes(tmp_path / f"report{number}", of_clips, each=2)
         assert report["frame"]["metrics"]["n"] == report["protocol"]["frames_scored"] == 9 * 2
         whole = [v for v in report["videos"] if v["score"] is not None]
         assert {(v["frames_scored"], v["frames_sampled"]) for v in whole} == {(2, 2)}
@@ -407,7 +461,7 @@ def test_the_rule_that_fits_validation_best_is_kept_and_used(
     assert after["rule"] == "max"
     assert after["rules"] == before["rules"]  # all of them, as the model gives them
     assert after["protocol"]["aggregation"].startswith("video: highest over the frames of a track")
-    assert "| **max** (in use) |" in (tmp_path / "after" / "report.md").read_text()
+    assert "| max (in use) |" in (tmp_path / "after" / "report.md").read_text()
     mean, highest = map(_scores_given, (before, after))
     assert all(highest[name] > mean[name] for name in mean)
 
@@ -419,6 +473,28 @@ def test_a_model_that_ranks_validation_the_wrong_way_is_not_calibrated(
     with pytest.raises(UserError, match="nothing to calibrate"):
         calibrate(CalibrateConfig(faces=str(faces), checkpoint=str(checkpointed)))
     assert not (checkpointed / calibration.FILE).exists()
+
+
+def test_nothing_is_fitted_to_groups_that_the_checkpoint_does_not_know_of(
+    faces: Path, best: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`evaluate --split all` would take what calibration had seen for new."""
+    of_others = {"train_groups": ["d/part:0"], "split": "parts:0-5/6-7/8-9"}
+    stranger = _changed(best, tmp_path / "stranger", **of_others, validation_groups=["d/part:6"], versions={})
+    command = CalibrateConfig(faces=str(faces), checkpoint=str(stranger))
+    with pytest.raises(UserError, match=r"No validation video of .* chosen by: give the --faces of its training"):
+        calibrate(command)
+    with pytest.raises(UserError, match="chosen by: give the --faces"):
+        combine(CombineConfig(checkpoint=(str(stranger),) * 2, out=str(tmp_path / "both"), faces=str(faces), by="logistic"))
+    assert _evaluate(faces, stranger, tmp_path / "report", split="all")["video"]["metrics"]["n"] == 40
+
+    half = _changed(best, tmp_path / "half", **of_others, validation_groups=["c/part:6"])
+    with monkeypatch.context() as patch:
+        _validation_scores(patch, 0.2, [0.3, 0.6, 0.9])
+        calibrate(CalibrateConfig(faces=str(faces), checkpoint=str(half)))
+    assert (_fitted(half).reals, _fitted(half).fakes) == (1, 3)
+    with pytest.raises(UserError, match=r"chosen by \(c/part:6\)"):
+        _evaluate(faces, half, tmp_path / "report", split="all")
 
 
 def test_robustness_judges_the_same_videos_after_each_change(

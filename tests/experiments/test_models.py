@@ -10,7 +10,9 @@ from typing import Any
 
 import cv2
 import pytest
+from seen import HOSTILE, Seen
 
+from dfdc_ray import pages
 from dfdc_ray.config import CombineConfig, TrainConfig
 from dfdc_ray.demo.corpus import write_corpus
 from dfdc_ray.errors import UserError
@@ -22,8 +24,8 @@ from dfdc_ray.models import NAMES, takes_clips
 CONFIG = ModelsConfig(corpus=("/data/dfdc",), out="/out")
 
 
-def _tasks(config: ModelsConfig, data_hash: str = "a") -> list[Task]:
-    return trainings(config, chosen(config), data_hash=data_hash)
+def _tasks(config: ModelsConfig, faces_hash: str = "a") -> list[Task]:
+    return trainings(config, chosen(config), faces_hash=faces_hash)
 
 
 def test_every_model_has_a_line_and_every_combination_its_members() -> None:
@@ -104,7 +106,9 @@ def test_the_table_and_the_plot() -> None:
             "history": [{"images_per_s": 2.0, "seconds": 90.0}, {"images_per_s": 3.0, "seconds": 90.0}],
             "train_config": {"weights": "none", "model": task.name},
         }
-        report = {"video": _level(auc), "protocol": protocol, "warnings": []}
+        videos = [{"label": "REAL", "method": None, "counted_as": 0.4}, {"label": "FAKE", "method": "swap", "counted_as": 0.6}]
+        videos += [{"label": "FAKE", "method": "sound", "counted_as": 0.4}, {"label": "FAKE", "method": "sound", "counted_as": 0.3}]
+        report = {"video": _level(auc), "protocol": protocol, "warnings": [], "videos": videos}
         lines.append(models_table.Line(task=task, report=report, trained=trained, parameters=1000, macs=2e9))
     text = models_table.markdown(CONFIG, lines, {"meso4": "it did not fit"})
     resnet, r3d = (next(line for line in text.splitlines() if line.startswith(f"| {name} |")) for name in ("resnet34", "r3d_18"))
@@ -114,9 +118,20 @@ def test_the_table_and_the_plot() -> None:
     assert "| r3d_18 | - |" in text
     assert "| always fake | 0.750 |" in text
     assert "| meso4 | it did not fit |" in text
+    assert "| detector | sound (2) | swap (1) |" in text
+    assert "| resnet34 | 0.250 | 1.000 |" in text  # a tie is half a success
     assert models_table.plot(lines).startswith(b"\x89PNG")
     nothing = models_table.markdown(CONFIG, [], {"meso4": "it did not fit"})
     assert "it did not fit" in nothing
+
+    picture = models_table.plot(lines)
+    seen = Seen(models_table.page(CONFIG, lines, {"meso4": HOSTILE}, picture))
+    seen.check()
+    assert HOSTILE in seen.text
+    assert seen.all("img", "src") == [pages.data_uri(picture)]
+    assert "resnet340.750 (0.650-0.850)" in seen.words
+    assert "each checkpoint is that with the lowest loss" in seen.words
+    assert "it did not fit" in Seen(models_table.page(CONFIG, [], {"meso4": "it did not fit"}, picture)).text
 
 
 @pytest.mark.ray
@@ -144,6 +159,7 @@ def test_the_command_itself(tmp_path: Path) -> None:
     text = (tmp_path / "out" / "models.md").read_text()
     assert all(f"| {name} |" in text for name in [*names, "constant prior", "efficientnet_b4-siamese"])
     assert cv2.imread(str(tmp_path / "out" / "models.png")) is not None
+    Seen((tmp_path / "out" / "report.html").read_bytes()).check()
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "lines").rglob("*") if path.is_file()}
     assert run() == found

@@ -2,21 +2,26 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
+from helpers import write_face_shards
 from torch import nn
 
 from dfdc_ray.config import TrainConfig
 from dfdc_ray.demo.corpus import demo_split, write_corpus
 from dfdc_ray.errors import UserError
 from dfdc_ray.experiments import run
-from dfdc_ray.experiments.cells import IMPROVED_NAME, Cell
+from dfdc_ray.experiments.cells import IMPROVED_NAME, Cell, cells
 from dfdc_ray.experiments.config import ExperimentsConfig
 from dfdc_ray.experiments.table import Line
+from dfdc_ray.shards.manifest import read_ledger, read_manifest
 from dfdc_ray.train.loop import train_loop
 from dfdc_ray.train.plan import prepare
 
@@ -127,12 +132,35 @@ def test_lines_that_cannot_be_had_do_not_lose_the_others(tmp_path: Path, monkeyp
     found = json.loads((tmp_path / "experiments.json").read_text())
     assert found["left_out"] == dict.fromkeys(names, "training has faces of one class only")
     assert len(found["lines"]) == 11
+    assert "training has faces of one class only" in (tmp_path / "report.html").read_text()
 
 
 def test_without_the_line_that_others_are_compared_with_there_is_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _without(monkeypatch, IMPROVED_NAME)
     with pytest.raises(UserError, match="one class only"):
         run.report(ExperimentsConfig(corpus=("videos",), out=str(tmp_path)))
+
+
+def test_other_faces_are_regrouped_anew_and_videos_without_a_face_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = ExperimentsConfig(corpus=("videos",), out=str(tmp_path))
+    by_family = next(cell for cell in cells(config) if cell.split_by == "family")
+    monkeypatch.setattr(run, "preprocess", lambda config: write_face_shards(Path(config.out), families=7, fakes=1, frames=2))
+    first, rule = run._faces(config, by_family, set())
+    made = run._hash_of(first)
+    faces = Path(first).parent / Path(first).name.partition("-by-")[0]
+    assert run._faces(config, by_family, {str(faces)}) == (first, rule)
+
+    ledger = pq.read_table(faces / "ledger.parquet")
+    lost = pa.Table.from_pylist([ledger.to_pylist()[0] | {"video_id": "toy/lost.mp4", "status": "no_face"}], schema=ledger.schema)
+    pq.write_table(pa.concat_tables([ledger, lost]), faces / "ledger.parquet")
+    assert read_manifest(run._faces(config, by_family, {str(faces)})[0]).data_hash == read_manifest(first).data_hash
+    assert run._hash_of(run._faces(config, by_family, {str(faces)})[0]) != made
+
+    shutil.rmtree(faces)
+    monkeypatch.setattr(run, "preprocess", lambda config: write_face_shards(Path(config.out), families=8, fakes=1, frames=2))
+    second, _ = run._faces(config, by_family, set())
+    assert len(read_ledger(second)) == 16
+    assert len(read_ledger(first)) == 14
 
 
 @pytest.mark.slow

@@ -3,9 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
+from seen import HOSTILE, Seen
+
 from dfdc_ray.experiments.cells import IMPROVED_NAME, cells, curve
 from dfdc_ray.experiments.config import ExperimentsConfig
-from dfdc_ray.experiments.table import Line, markdown
+from dfdc_ray.experiments.table import Line, markdown, page
 
 CONFIG = ExperimentsConfig(corpus=("videos",), out="out")
 
@@ -24,7 +26,7 @@ def _report(accuracy: float, auc: float | None, width: float = 0.02, *, groups: 
         "frame": level,
         "video": level,
         "warnings": [],
-        "protocol": {"split_rule": "hash:0, by group", "checkpoint_rule": "lowest loss", "data_hash": data * 64},
+        "protocol": {"split_rule": "hash:0: by group", "checkpoint_rule": "lowest loss", "data_hash": data * 64},
     }
 
 
@@ -70,8 +72,9 @@ def test_intervals_of_few_groups_claim_nothing() -> None:
 def test_each_line_says_what_it_was_judged_on() -> None:
     text = markdown(CONFIG, _lines(family=_report(0.9, 0.95, data="b")))
     found = {line.split(" | ")[0]: line for line in text.splitlines() if line.startswith("| ")}
-    assert found["| split by family"].endswith("| hash:0, by group | bbbbbbbbbbbb |")
-    assert found["| split by frame"].endswith("| hash:0, by group | aaaaaaaaaaaa |")
+    assert found["| split by family"].endswith("| 70/15/15 % by family | bbbbbbbbbbbb |")
+    assert found["| split by frame"].endswith("| 70/15/15 % by frame | aaaaaaaaaaaa |")
+    assert found["| faces, L2 for BCE"].endswith("| hash:0 | aaaaaaaaaaaa |")
 
 
 def test_lines_that_are_absent_are_not_spoken_of() -> None:
@@ -108,3 +111,19 @@ def test_what_is_not_defined_is_said() -> None:
 def test_what_cannot_be_had_is_said() -> None:
     why = "training has faces of one class only"
     assert f"Left out: faces, 2 of 8 training groups: {why}\n" in markdown(CONFIG, _lines()[:-2], {"faces, 2 of 8 training groups": why})
+
+
+def test_the_page_says_the_same() -> None:
+    left_out = {"faces, 2 of 8 training groups": HOSTILE}
+    lines = _lines(L2=_report(0.8, 0.86))
+    lines[2].report["warnings"].append(HOSTILE)
+    made = page(replace(CONFIG, weights="none"), lines, left_out)
+    assert len(made) < 100_000
+    seen = Seen(made)
+    seen.check()
+    assert seen.text.count(HOSTILE) == 2
+    assert "NOT COMPARABLE" in seen.text
+    words = markdown(CONFIG, lines, left_out).split("What the numbers say")[1].strip()
+    assert words in seen.words
+    assert f"{IMPROVED_NAME}0.8000 (0.780-0.820)0.94000.7000" in seen.words
+    assert len([tag for tag, _ in seen.tags if tag == "tr"]) == 1 + 13

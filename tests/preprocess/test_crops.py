@@ -105,7 +105,7 @@ def test_an_output_of_other_videos_is_left_as_it_is(tmp_path):
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
 
 
-def test_a_folder(tmp_path):
+def test_a_folder(tmp_path, capsys):
     for name in ("real/one.jpg", "Fake/two/0.png", "Fake/two/1.png", "Fake/three.JPEG"):
         (tmp_path / "set" / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "set" / name).write_bytes(picture(len(name), extension=".png" if "png" in name else ".jpg"))
@@ -118,6 +118,12 @@ def test_a_folder(tmp_path):
         ("crops/real/one", "REAL", 0),
     ]
     assert {r["group_id"] for r in rows} == {"crops/family:fake/three", "crops/family:fake/two", "crops/family:real/one"}
+    assert "2 pictures lie directly in real/ and fake/" in " ".join(capsys.readouterr().out.split())
+    for name in ("real/one.jpg", "Fake/three.JPEG"):
+        (tmp_path / "set" / name).unlink()
+    capsys.readouterr()
+    imported(tmp_path / "two", str(tmp_path / "set"))
+    assert "directly" not in capsys.readouterr().out
 
 
 def write_csv(folder: Path, rows: list[dict[str, str]]) -> str:
@@ -126,6 +132,20 @@ def write_csv(folder: Path, rows: list[dict[str, str]]) -> str:
         writer.writeheader()
         writer.writerows(rows)
     return str(folder / "list.csv")
+
+
+def test_whole_numbers_of_a_csv_that_pandas_made_floats(tmp_path):
+    """A column with empty cells comes as 10.0: a fake would have another family than its original."""
+    (tmp_path / "a.jpg").write_bytes(picture(0))
+    names = ("path", "video", "label", "original", "part", "frame")
+    lines = [("a.jpg", "10", "0.0", "", "3.0", "4.0"), ("a.jpg", "11", "1.0", "10.0", "", ""), ("a.jpg", "x.0", "1", "", "", "")]
+    found = imported(tmp_path / "out", write_csv(tmp_path, [dict(zip(names, line, strict=True)) for line in lines]), corpus="c")
+    facts = {row["video_id"]: (row["label"], row["family_id"], row["group_id"], row["frame"]) for row in found}
+    assert facts == {
+        "c/10": ("REAL", "c/10", "c/part:3", 4),
+        "c/11": ("FAKE", "c/10", "c/part:3", 0),
+        "c/x.0": ("FAKE", "c/x.0", "c/family:x.0", 0),
+    }
 
 
 def test_a_csv_and_what_is_damaged_or_absent(tmp_path, capsys):

@@ -134,3 +134,4 @@ def test_everybody_can_use_it(page: Page, folder: Path) -> None:
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
     page.goto(page.url + "docs")
     assert violations(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")

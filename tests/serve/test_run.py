@@ -5,7 +5,9 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -57,11 +59,18 @@ def test_what_only_this_machine_reaches(host: str, local: bool) -> None:
     assert is_loopback(host) == local
 
 
+@pytest.fixture
+def short() -> Iterator[Path]:
+    """A folder for temporary files, of so short a name that Ray's sockets may lie in it."""
+    with tempfile.TemporaryDirectory(prefix="d", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        yield Path(folder)
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(LIMIT_S + 60)
-def test_from_the_command_to_a_verdict_and_a_clean_end(best: Path, folder: Path, tmp_path: Path) -> None:
+def test_from_the_command_to_a_verdict_and_a_clean_end(best: Path, folder: Path, tmp_path: Path, short: Path) -> None:
     """Also the bench of it, and an upload that waits when the end comes."""
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"RAY_AUTH_MODE": "disabled", "TMPDIR": str(tmp_path)}
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"RAY_AUTH_MODE": "disabled", "TMPDIR": str(short)}
     port = free_port()
     command = [sys.executable, "-m", "dfdc_ray.cli", "serve", "--checkpoint", str(best), "--port", str(port), "--frames", "4"]
     server = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -76,7 +85,7 @@ def test_from_the_command_to_a_verdict_and_a_clean_end(best: Path, folder: Path,
             said += line
         url = f"http://127.0.0.1:{port}"
         assert f"{url}/" in said
-        (uploads,) = tmp_path.glob("dfdc-ray-serve-*")
+        (uploads,) = short.glob("dfdc-ray-serve-*")
         assert uploads.stat().st_mode & 0o777 == 0o700
         sent = requests.post(f"{url}/api/videos", files={"file": (folder / "face.mp4").open("rb")}, timeout=60)
         status = verdict(url, sent.json()["id"], timeout_s=LIMIT_S)
@@ -96,7 +105,7 @@ def test_from_the_command_to_a_verdict_and_a_clean_end(best: Path, folder: Path,
         assert "Traceback" not in said
         _, alive = psutil.wait_procs(children, timeout=20)
         assert alive == []
-        assert list(tmp_path.glob("dfdc-ray-serve-*")) == []
+        assert list(short.glob("dfdc-ray-serve-*")) == []
     finally:
         deadline.cancel()
         server.kill()

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from moving_face import FACE, FACE_SECONDS, HEIGHT, RATE, WIDTH, portrait_at
+from seen import Seen
 
 from dfdc_ray.cli import main
 from dfdc_ray.config import PreprocessConfig
@@ -75,6 +76,17 @@ def test_the_model_sees_what_the_shards_would_hold(found: Any, folder: Path, bes
     pictures = [encode(cut(frames[face.frame], face.crop, max_side=320), "jpeg") for face in found.tracks[0].faces]
     again = load_scorer(str(best)).score([[picture] for picture in pictures])
     assert [face.score for face in found.tracks[0].faces] == pytest.approx(again.tolist(), abs=1e-6)
+
+
+def test_a_page_of_each_video_also_without_a_score(folder: Path, best: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    videos = [folder / "face.mp4", folder / "text.mp4"]
+    code, out, _ = _run(capsys, *videos, "--checkpoint", best, "--frames", 4, "--json", "--report", tmp_path / "pages")
+    assert code == 2
+    face, text = (Seen((tmp_path / "pages" / maps.name_of(str(video), ".html")).read_bytes()) for video in videos)
+    assert f"{json.loads(out)['videos'][0]['score']:.3f}score, 0 real to 1 fake" in face.words
+    assert "not a readable video" in text.words
+    for page in (face, text):
+        page.check()
 
 
 def test_clips_are_scored_as_such(folder: Path, tmp_path: Path) -> None:

@@ -246,6 +246,10 @@ def test_weights_of_an_earlier_training_bring_along_what_it_saw(
     saved = checkpoint.load(f"{fewer.out}/best").config
     assert saved["train_groups"] == [f"toy/part-{i}" for i in range(6)]
     assert prepare(fewer).train_groups == tuple(saved["train_groups"])  # also where the run is gone on with
+    others = json.dumps({"train_groups": ["others/a"], "validation_groups": ["others/b"], "split": "hash:0"})
+    save_file(load_file(copy), tmp_path / "chosen.safetensors", {"dfdc_ray": others})
+    chosen = replace(further, weights=str(tmp_path / "chosen.safetensors"), out=str(tmp_path / "chosen"))
+    assert set(prepare(chosen).validation_groups) == {"others/b", "toy/part-6", "toy/part-7"}
     assert len(prepare(replace(fewer, out=str(tmp_path / "new"), weights="none")).train_groups) == 3
 
 
