@@ -25,6 +25,7 @@ from dfdc_ray.config import ServeConfig
 from dfdc_ray.console import console
 from dfdc_ray.errors import UserError
 from dfdc_ray.serve.score import load_predictor
+from dfdc_ray.train.memory import ENVIRONMENT
 
 try:
     import uvicorn
@@ -89,7 +90,11 @@ def _start(config: ServeConfig, folder: str) -> None:
     page = ray_serve.deployment(
         Page,
         num_replicas=1,
-        ray_actor_options={"num_cpus": 1, "num_gpus": 1 if cluster.capacity("GPU") >= 1 else 0},
+        ray_actor_options={
+            "num_cpus": 1,
+            "num_gpus": 1 if cluster.capacity("GPU") >= 1 else 0,
+            "runtime_env": {"env_vars": ENVIRONMENT},
+        },
         graceful_shutdown_timeout_s=2 * _END_S,
         health_check_timeout_s=60,
     )

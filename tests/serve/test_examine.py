@@ -50,6 +50,9 @@ def test_a_face_comes_with_its_evidence(examiner: Examiner, folder: Path, tmp_pa
         pictures = [np.asarray(Image.open(io.BytesIO(data)).resize((64, 64)), np.float32) for data in (face, heat)]
         assert 0 < np.abs(pictures[0] - pictures[1]).mean() < 80  # the same face, with something over it
     assert found.size > 2 * sum(map(len, found.faces))
+    report = examiner.report(found).decode()
+    assert "my clip.mp4" in report
+    assert str(tmp_path) not in report
 
 
 def test_no_face_is_a_result_without_a_verdict(examiner: Examiner, folder: Path, tmp_path: Path) -> None:
