@@ -35,6 +35,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "calibrate": (config.CalibrateConfig, "dfdc_ray.evaluate.run:calibrate"),
     "evaluate": (config.EvaluateConfig, "dfdc_ray.evaluate.run:evaluate"),
     "predict": (config.PredictConfig, "dfdc_ray.serve.score:predict"),
+    "serve": (config.ServeConfig, "dfdc_ray.serve.run:serve"),
     "experiments report": (experiments.ExperimentsConfig, "dfdc_ray.experiments.run:report"),
     "experiments models": (experiments.ModelsConfig, "dfdc_ray.experiments.run:models"),
     "experiments bonettini": (experiments.BonettiniConfig, "dfdc_ray.experiments.run:models"),
@@ -46,6 +47,7 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "bench boxes": (bench.BenchBoxesConfig, "dfdc_ray.bench.boxes:boxes"),
     "bench train": (bench.BenchTrainConfig, "dfdc_ray.bench.train:train"),
     "bench scale": (bench.BenchScaleConfig, "dfdc_ray.bench.scale:scale"),
+    "bench serve": (bench.BenchServeConfig, "dfdc_ray.bench.serve:serve"),
 }
 
 # Every command is in one group: what a person does, in the order in which it is done.

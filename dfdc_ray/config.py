@@ -288,6 +288,33 @@ class PredictConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ServeConfig:
+    """A page and an HTTP API on this machine: drop a video, see its score and the evidence. Runs until Ctrl-C."""
+
+    checkpoint: tyro.conf.UseAppendAction[tuple[str, ...]]
+    """Checkpoint folder (the train output's `best`), local or s3://; of several (--checkpoint A --checkpoint B) the mean of logits."""
+    host: str = "127.0.0.1"
+    """Address to listen on. With any but loopback everybody who reaches it can upload: there is no authentication."""
+    port: int = 8000
+    frames: int = 32
+    """Frames per video, evenly spread; of a model that looks at clips, in clips as long as those of its training."""
+    max_mb: float = 200.0
+    """Largest file, in MB."""
+    max_seconds: float = 600.0
+    """Longest video."""
+    max_waiting: int = 50
+    """Videos that may wait; further ones are asked to come back."""
+    keep_minutes: float = 60.0
+    """Results are forgotten so long after they were found,"""
+    keep_results: int = 100
+    """and the oldest beyond so many."""
+    video_timeout_s: float = 300.0
+    """A video whose decoding takes longer is stopped, tried once more, then refused."""
+    video_memory_mb: int = 4096
+    """Memory that the process decoding a video may allocate, in MiB."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class DemoCorpusConfig:
     """Generate a corpus of drawn heads and fakes of them.
 

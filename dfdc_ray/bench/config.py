@@ -85,6 +85,23 @@ class BenchTrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class BenchServeConfig:
+    """Measure a running `dfdc-ray serve` under many uploads at once: answers, verdicts, memory. Starts nothing itself."""
+
+    url: str
+    """Where it is, such as http://127.0.0.1:8000."""
+    video: str
+    """The file to send."""
+    out: str
+    """Folder for the result as JSON and Markdown."""
+    requests: int = 20
+    parallel: int = 20
+    """Uploads at a time."""
+    timeout_s: float = 600.0
+    """For all of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class BenchScaleConfig:
     """Measure what preprocess costs besides its videos.
 

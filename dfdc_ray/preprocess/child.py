@@ -26,14 +26,14 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 def main() -> None:
     """Answer requests until the supervisor closes the connection.
 
-    In: first (settings, memory limit in bytes), then (video, guide) for each video.
+    In: first (settings, memory limit in bytes, seconds of the longest video or None), then (video, guide) for each video.
     Out: ("ready",), then for each video any number of ("stage", name), one ("traffic", Traffic), and one of ("result", VideoResult),
     ("storage", message).
     """
     libc = ctypes.CDLL(None)
     libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)  # do not outlive a killed supervisor
     connection = Connection(int(sys.argv[1]))
-    settings, memory = connection.recv()
+    settings, memory, longest_s = connection.recv()
     detector = None
     if settings.crop == "face":
         detector = load_detector(settings.detector, threshold=settings.detector_threshold, long_side=settings.detector_long_side)
@@ -44,12 +44,14 @@ def main() -> None:
             video, guide = connection.recv()
         except EOFError:
             return
-        connection.send(_answer(connection, video, guide, settings, detector))
+        connection.send(_answer(connection, video, guide, settings, detector, longest_s=longest_s))
         with suppress(AttributeError):  # glibc has it: else it keeps what videos of other sizes needed, up to 100 MB
             libc.malloc_trim(0)
 
 
-def _answer(connection: Connection, video: Video, guide: Guide | None, settings: Settings, detector: Any) -> tuple[str, Any]:
+def _answer(
+    connection: Connection, video: Video, guide: Guide | None, settings: Settings, detector: Any, *, longest_s: float | None
+) -> tuple[str, Any]:
     stage = "open"
 
     def on_stage(name: str) -> None:
@@ -59,7 +61,7 @@ def _answer(connection: Connection, video: Video, guide: Guide | None, settings:
 
     before = storage.traffic()
     try:
-        result = process_video(video, settings, detector, guide, on_stage=on_stage)
+        result = process_video(video, settings, detector, guide, on_stage=on_stage, longest_s=longest_s)
     except (StorageError, UserError) as error:  # UserError: access that is denied in mid-video, as when a token expires
         return "storage", str(error)
     except Exception as error:  # a library's own trouble with one video: it is charged, with its name

@@ -13,6 +13,7 @@ import struct
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from types import TracebackType
 
@@ -45,12 +46,23 @@ class _Died(Exception):
 class Worker:
     """One child process, started at need and again after a death. Use as a context manager."""
 
-    def __init__(self, settings: Settings, *, timeout_s: float, memory_bytes: int, pause_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        timeout_s: float,
+        memory_bytes: int,
+        pause_s: float = 1.0,
+        longest_s: float | None = None,
+        on_stage: Callable[[str], None] = lambda stage: None,
+    ) -> None:
         """timeout_s: seconds for one video, and as many for reading it from the storage.
 
-        pause_s: after the first death from outside; doubled with each further one.
+        pause_s: after the first death from outside; doubled with each further one. longest_s: a video that is longer is an error.
+        on_stage: told of each stage as it begins. What it raises comes out of `process`, and the child is ended.
         """
         self.settings, self.timeout_s, self.memory_bytes, self.pause_s = settings, timeout_s, memory_bytes, pause_s
+        self.longest_s, self.on_stage = longest_s, on_stage
         self._child: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._stage = "open"
@@ -117,6 +129,7 @@ class Worker:
                 if kind == "stage":
                     reading = value == "open"
                     self._stage = self._stage if reading else value  # in mid-video it is that stage that reads
+                    self._tell(value)
                 elif kind == "traffic":
                     self.traffic += value
                 elif kind == "storage":
@@ -130,6 +143,13 @@ class Worker:
             raise _Died(f"{ending}, in stage {self._stage}", from_outside=from_outside) from error
         finally:
             self.busy = False
+
+    def _tell(self, stage: str) -> None:
+        try:
+            self.on_stage(stage)
+        except BaseException:
+            self.stop()  # nobody will read its answer
+            raise
 
     def _started(self) -> Connection:
         if self._connection:
@@ -150,7 +170,7 @@ class Worker:
             )
         self._connection = Connection(ours.detach())
         try:
-            self._connection.send((self.settings, self.memory_bytes))
+            self._connection.send((self.settings, self.memory_bytes, self.longest_s))
             ready = self._connection.poll(_START_S) and self._connection.recv()
         except (EOFError, OSError):
             ready = False

@@ -9,6 +9,7 @@ from typing import Any
 import cv2
 import numpy as np
 
+from dfdc_ray.console import duration
 from dfdc_ray.corpus.zips import open_video
 from dfdc_ray.errors import Stage, VideoError, VideoGone
 from dfdc_ray.faces.crop import crop_rect, cut, encode
@@ -45,6 +46,9 @@ class VideoResult:
     guide: Guide | None = None
     seconds: dict[str, float] = field(default_factory=dict)  # CPU seconds by stage
     traffic: Traffic = field(default_factory=Traffic)  # what reading it took from S3
+    sampled: tuple[
+        tuple[int, float], ...
+    ] = ()  # frame and time (s) of the core samples, with a face or without; of clips their first frames
 
 
 @dataclass
@@ -85,13 +89,15 @@ def process_video(
     guide: Guide | None,
     *,
     on_stage: Callable[[Stage], None] = lambda stage: None,
+    longest_s: float | None = None,
 ) -> VideoResult:
     """Decode, detect and crop one video. What is wrong with it ends in its ledger row; StorageError passes through.
 
     detector: None with whole frames (settings.crop == "frame").
     on_stage: told what comes next, so that whoever watches knows where a process died; "open" too while more of a large file is read.
+    longest_s: a video that is longer is an error, before it is decoded.
     """
-    work = _Work(video, settings, detector, on_stage)
+    work = _Work(video, settings, detector, on_stage, longest_s)
     try:
         return work.run(guide)
     except VideoGone as error:
@@ -105,8 +111,10 @@ def process_video(
 class _Work:
     """One video under way: the stage it is in, CPU seconds by stage, and the counts so far."""
 
-    def __init__(self, video: Video, settings: Settings, detector: Detector | None, on_stage: Callable[[Stage], None]) -> None:
-        self.video, self.settings, self.detector, self.on_stage = video, settings, detector, on_stage
+    def __init__(
+        self, video: Video, settings: Settings, detector: Detector | None, on_stage: Callable[[Stage], None], longest_s: float | None
+    ) -> None:
+        self.video, self.settings, self.detector, self.on_stage, self.longest_s = video, settings, detector, on_stage, longest_s
         self.stage: Stage = "open"
         self.seconds: dict[str, float] = {}
         self.counts: dict[str, Any] = {}
@@ -143,6 +151,10 @@ class _Work:
         with file:
             with self.at("probe"):
                 info = probe(file)
+            if self.longest_s is not None and (length := float(info.times[-1] - info.times[0])) > self.longest_s:
+                raise VideoError(
+                    "probe", f"it is {duration(length)} long, and at most {duration(self.longest_s)} are taken. Cut it shorter."
+                )
             samples = self._samples(info, guide)
             self.counts = {"frames_wanted": len(samples), "frames_decoded": 0}
             if not samples:
@@ -260,7 +272,8 @@ class _Work:
             guide = Guide(info.width, info.height, len(info.pts), core_samples, faces, found.thumbnails)
         elif may_guide:
             guide = Guide(info.width, info.height, len(info.pts), core_samples, {}, {})
-        return VideoResult(ledger_row(self.video, status=status, **counts), rows, guide, self.seconds)
+        sampled = tuple((s.frame, float(info.times[s.frame])) for s in core_samples if not s.position)
+        return VideoResult(ledger_row(self.video, status=status, **counts), rows, guide, self.seconds, sampled=sampled)
 
     def _rows(self, info: VideoInfo, s: Sample, found: "_Found", source: str | None) -> list[dict[str, Any]]:
         video, frame = self.video, s.frame

@@ -25,9 +25,14 @@ _LOUDER, _COLOURS = 4.0, 8.0  # times what differences and colours are shown str
 Row = tuple[str, np.ndarray]  # what it is, and float [n,h,w] or [n,h,w,3] in 0..1
 
 
+def shows(scorer: Scorer) -> bool:
+    """Whether there is anything to show."""
+    return scorer.clips or any(_attends(member) for member in scorer.members)
+
+
 def check(scorer: Scorer) -> None:
     """UserError if there is nothing to show."""
-    if not (scorer.clips or any(_attends(member) for member in scorer.members)):
+    if not shows(scorer):
         raise UserError(
             f"--maps: {scorer.config['model']} has no maps of its own. Attention is of efficientnet_b4_attention; differences and colours "
             "are of models that look at clips."

@@ -2,7 +2,6 @@
 
 import csv
 import json
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-import skimage.data
 import torch
+from moving_face import FACE, FACE_SECONDS, HEIGHT, RATE, WIDTH, portrait_at
 from seen import Seen
 
 from dfdc_ray.cli import main
@@ -24,64 +23,6 @@ from dfdc_ray.preprocess.settings import settings_of
 from dfdc_ray.serve import maps
 from dfdc_ray.serve.score import load_predictor, score_video
 from dfdc_ray.train import checkpoint, transforms
-
-SETTINGS = settings_of(PreprocessConfig(corpus=("unused",), out="unused", frames=32, real_multiplier=4))
-WIDTH, HEIGHT, FRAMES, RATE = 480, 360, 24, 12
-FACE_SECONDS = (0.5, 2.0)  # the face is there from the first to the second, of 2 s
-# The portrait's upper part, and in it the face: x, y, width, height by eye.
-PORTRAIT = skimage.data.astronaut()[:256, 96:352]
-FACE = (84, 62, 78, 112)
-
-
-def _write(path: Path, frames: list[np.ndarray]) -> None:
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=RATE, options={"crf": "18", "bf": "2"})
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
-        container.mux(stream.encode())
-
-
-def _portrait_at(frame: int) -> tuple[int, int]:
-    return 20 + 8 * frame, 40 + 2 * frame
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small pictures gain nothing from more threads, and lose much where other processes run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """face.mp4 (a face from 0.5 s on), empty.mp4 (the background alone), text.mp4 (no video)."""
-    folder = tmp_path_factory.mktemp("videos")
-    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
-    background = np.stack([columns // 4, rows // 3, 128 + 0 * rows], axis=-1).astype(np.uint8)
-    moving = []
-    for number in range(FRAMES):
-        frame = background.copy()
-        if number >= FACE_SECONDS[0] * RATE:
-            x, y = _portrait_at(number)
-            frame[y : y + 256, x : x + 256] = PORTRAIT
-        moving.append(frame)
-    _write(folder / "face.mp4", moving)
-    _write(folder / "empty.mp4", [background] * FRAMES)
-    (folder / "text.mp4").write_text("not a video")
-    return folder
-
-
-@pytest.fixture(scope="module")
-def best(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with random weights."""
-    torch.manual_seed(0)
-    path = tmp_path_factory.mktemp("train") / "best"
-    config = {"model": "resnet34", "transform": transforms.recipe(64, "resnet34"), "faces_config": asdict(SETTINGS)}
-    checkpoint.save(str(path), weights=create_model("resnet34").state_dict(), config=config, state=None)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +57,7 @@ def test_the_face_is_found_where_it_is(found: Any) -> None:
     for face in track.faces:
         assert face.time_s == pytest.approx(face.frame / RATE)
         assert FACE_SECONDS[0] <= face.time_s <= FACE_SECONDS[1]
-        x, y = _portrait_at(face.frame)
+        x, y = portrait_at(face.frame)
         centre = face.box[0] + face.box[2] / 2, face.box[1] + face.box[3] / 2
         assert centre == pytest.approx((x + FACE[0] + FACE[2] / 2, y + FACE[1] + FACE[3] / 2), abs=25)
 

@@ -1,0 +1,199 @@
+"""What becomes of one uploaded video: decoded in a process that may be killed, scored, its faces drawn with what the model looked at."""
+
+import re
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dfdc_ray.errors import StorageError
+from dfdc_ray.evaluate.heat import explains, heat_maps, overlay
+from dfdc_ray.evaluate.scorer import Scorer, weights_of
+from dfdc_ray.faces.crop import decode, encode
+from dfdc_ray.preprocess.settings import Settings
+from dfdc_ray.preprocess.supervise import Worker
+from dfdc_ray.preprocess.unit import VideoResult
+from dfdc_ray.serve import maps, show
+from dfdc_ray.serve.jobs import Progress, Refused
+from dfdc_ray.serve.judge import Evidence, judge
+from dfdc_ray.serve.score import to_json, video_of
+
+MOST_HEAT = 128  # faces of a video that get a heat map
+_PATH = re.compile(r"(?:/[^/\s:'\"]+){2,}")
+_BEGINS = re.compile(r" It begins with b(['\"]).*\1\.$")  # for whoever looks into a corpus; nothing to whoever sent a video
+_HINT = "Try an MP4 with H.264, which any phone or editor can write."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """All that is kept of a video."""
+
+    evidence: Evidence
+    document: dict[str, Any]  # result.json
+    faces: tuple[bytes, ...]  # JPEG, one for each of the evidence's rows
+    heat: dict[int, bytes]  # JPEG by row
+    maps: bytes | None  # PNG: what the model looked at, of models that can show it
+
+    @property
+    def size(self) -> int:
+        """Bytes of the pictures."""
+        pictures = [picture for row in self.evidence.pictures for picture in row]
+        return sum(map(len, [*pictures, *self.faces, *self.heat.values(), self.maps or b""]))
+
+
+class Examiner:
+    """Makes Findings of files, one at a time; `close` ends the decoding process."""
+
+    def __init__(self, scorer: Scorer, settings: Settings, *, timeout_s: float, memory_bytes: int, longest_s: float) -> None:
+        self.scorer, self.settings = scorer, settings
+        self._worker = Worker(settings, timeout_s=timeout_s, memory_bytes=memory_bytes, longest_s=longest_s)
+        self._models = threading.Lock()  # heat maps hook into the models, so nothing else may use them meanwhile
+
+    def __call__(self, path: Path, name: str, progress: Progress) -> Finding:
+        """Examine a file. name: as it is called wherever it is shown. Refused for what is wrong with the video."""
+        progress("read", None)
+        self._worker.on_stage = _Counting(progress, self.settings.frames * (self.settings.clips or 1))
+        try:
+            result = self._worker.process(video_of(str(path)), None)
+        except StorageError as error:
+            raise Refused(_said(str(error), path)) from error
+        if result.ledger["status"] not in ("ok", "no_face"):
+            raise Refused(_refusal(result, path))
+        progress("score", None)
+        with self._models:
+            evidence = judge(name, result, self.scorer, self.settings)
+            if evidence.video.status == "error":
+                raise Refused(_said(f"No score: {evidence.video.error}.", path))
+            progress("heat", None)
+            faces, heat = _drawn(self.scorer, evidence)
+            times = [row["time_s"] for row in evidence.rows]
+            can = evidence.pictures and maps.shows(self.scorer)
+            picture = maps.draw(self.scorer, evidence.pictures, evidence.scores, times, title=name) if can else None
+        document = _document(self.scorer, self.settings, evidence, result, heat=set(heat), has_maps=picture is not None)
+        return Finding(evidence=evidence, document=document, faces=faces, heat=heat, maps=picture)
+
+    def report(self, finding: Finding) -> bytes:
+        """The printable page. It may draw heat maps again, so it waits while a video is scored."""
+        from dfdc_ray.serve import onepage
+
+        with self._models:
+            return onepage.page(finding.evidence, self.scorer, name=finding.evidence.video.uri)
+
+    def close(self) -> None:
+        """End the decoding process."""
+        self._worker.stop()
+
+
+class _Counting:
+    """Turns the decoding process' stages into progress: each frame that was searched for faces ends in the stage "align"."""
+
+    def __init__(self, progress: Progress, frames: int) -> None:
+        self.progress, self.frames, self.done = progress, frames, 0
+
+    def __call__(self, stage: str) -> None:
+        if stage == "probe":  # the beginning, also of a second try
+            self.done = 0
+        self.done += stage == "align"
+        if stage in ("open", "probe"):
+            self.progress("read", None)
+        else:
+            self.progress("faces", min(1.0, self.done / self.frames))
+
+
+def card(scorer: Scorer, settings: Settings) -> dict[str, Any]:
+    """What is to be known of the models, without any path: for people and programs."""
+    config, calibration = scorer.config, scorer.calibration
+    members = [
+        {
+            "model": member.name,
+            "input_pixels": member.transform["image_size"],
+            "looks_at": "clips" if member.clips else "single frames",
+            "heat_maps": explains(member),
+        }
+        for member in scorer.members
+    ]
+    return {
+        "model": config["model"],
+        "weights_sha256": weights_of(config),
+        "members": members,
+        "listens": scorer.sound,
+        "calibrated": calibration is not None,
+        "calibration": calibration.describe() if calibration else None,
+        "split": config.get("split"),
+        "training_groups": len(config.get("train_groups", ())),
+        "detector": settings.detector,
+        "crop_margin": settings.margin,
+        "frames": settings.frames * (settings.clips or 1),
+        "heat_maps": any(map(explains, scorer.members)),
+        "maps": maps.shows(scorer),
+        "versions": config.get("versions", {}),
+    }
+
+
+def _drawn(scorer: Scorer, evidence: Evidence) -> tuple[tuple[bytes, ...], dict[int, bytes]]:
+    """JPEGs of the faces, and by row with their heat maps; of a clip its hottest frame, without heat its middle one."""
+    order = np.argsort(evidence.scores)[::-1][:MOST_HEAT]
+    chosen = sorted(order.tolist())
+    shown = [len(pictures) // 2 for pictures in evidence.pictures]
+    heat = {}
+    if (found := heat_maps(scorer, [evidence.pictures[n] for n in chosen])) is not None:
+        for n, seen, hot in zip(chosen, *found, strict=True):
+            if scorer.clips:
+                shown[n] = int(hot.mean((1, 2)).argmax())
+            one = (seen[shown[n]], hot[shown[n]]) if scorer.clips else (seen, hot)
+            heat[n] = encode(overlay(*one), "jpeg")
+    return tuple(_jpeg(pictures[at]) for pictures, at in zip(evidence.pictures, shown, strict=True)), heat
+
+
+def _jpeg(picture: bytes) -> bytes:
+    return picture if picture.startswith(b"\xff\xd8") else encode(decode(picture), "jpeg")
+
+
+def _document(
+    scorer: Scorer, settings: Settings, evidence: Evidence, result: VideoResult, *, heat: set[int], has_maps: bool
+) -> dict[str, Any]:
+    """As `dfdc-ray predict --json`, and what a page needs besides. faces: in the order of the pictures' numbers."""
+    video = evidence.video
+    counted = {track.track_id for track in video.tracks if track.counted}
+    with_face = {row["frame"] for row in evidence.rows}
+    faces: Sequence[dict[str, Any]] = [
+        {
+            "n": n,
+            "track_id": row["track_id"] or 0,
+            "frame": row["frame"],
+            "time_s": row["time_s"],
+            "score": score,
+            "counted": (row["track_id"] or 0) in counted,
+            "heat": n in heat,
+        }
+        for n, (row, score) in enumerate(zip(evidence.rows, evidence.scores, strict=True))
+    ]
+    weights = f"weights {weights_of(scorer.config)[:12]}"
+    return to_json([video], scorer, checkpoints=[weights], frames=settings.frames * (settings.clips or 1)) | {
+        "faces": faces,
+        "frames_without_face": [{"frame": frame, "time_s": time_s} for frame, time_s in result.sampled if frame not in with_face],
+        "calibrated": scorer.calibration is not None,
+        "unit": "clips" if scorer.clips else "frames",
+        "sureness": None if video.score is None else show.sureness(video.score),
+        "meaning": None if video.score is None else show.meaning(video),
+        "maps": has_maps,
+    }
+
+
+def _refusal(result: VideoResult, path: Path) -> str:
+    """Why a video has no result, and what to do."""
+    ledger = result.ledger
+    if ledger["status"] == "poison":
+        return f"Reading this video ({ledger['stage']}) crashed, or took too long or too much memory, twice. It may be damaged. {_HINT}"
+    said = _BEGINS.sub("", _said(str(ledger["error"]), path))
+    said = said if said.endswith((".", ")")) else f"{said}."
+    return f"{said} {_HINT}" if any(what in said for what in ("ot a readable video", "no decoder", "o video stream")) else said
+
+
+def _said(text: str, path: Path) -> str:
+    """A message without the place where the file lay, or any other path."""
+    text = _PATH.sub("the file", text.replace(str(path), "the video"))
+    return text[:1].upper() + text[1:]

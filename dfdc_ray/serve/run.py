@@ -1,0 +1,191 @@
+"""Put the score page on this machine, on Ray Serve.
+
+    dfdc-ray serve --checkpoint out/train/best [--port 8000]
+
+One replica holds the queue, the models and the results, and decodes in a process of its own (preprocess/supervise.py); Ray Serve watches
+over it. Everything belongs to a private Ray session that ends with the command: uploads and results go with it.
+"""
+
+import ipaddress
+import logging
+import signal
+import socket
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import ray
+
+from dfdc_ray import storage
+from dfdc_ray.cluster import run as cluster
+from dfdc_ray.config import ServeConfig
+from dfdc_ray.console import console
+from dfdc_ray.errors import UserError
+from dfdc_ray.serve.score import load_predictor
+from dfdc_ray.train.memory import ENVIRONMENT
+
+try:
+    import uvicorn
+    from fastapi import FastAPI
+    from ray import serve as ray_serve
+    from ray.serve.exceptions import RayServeException
+except ImportError as error:
+    raise ImportError(f"{error}. The page needs the extra `serve`: pip install 'dfdc-ray[train,serve]'.") from error
+
+APP = "dfdc-ray"
+_END_S = 10.0  # for requests under way, when all ends
+
+
+def serve(config: ServeConfig) -> None:
+    """The command. Returns after Ctrl-C or SIGTERM. UserError for what cannot be used, before Ray starts."""
+    _check(config)
+    load_predictor(*config.checkpoint, frames=config.frames)  # refuses here what the replica could only fail of
+    config = replace(config, checkpoint=tuple(map(storage.absolute, config.checkpoint)))
+    with tempfile.TemporaryDirectory(prefix="dfdc-ray-serve-") as folder:  # for this user alone
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the shell had it ignored, as it does in the background
+        try:
+            _start(config, folder)
+            _announce(config)
+            while True:
+                time.sleep(3600)
+        except (KeyboardInterrupt, SystemExit):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C would leave Ray half way
+            console.print("Stopping: uploads and results are deleted.")
+        finally:
+            _stop()
+
+
+def _check(config: ServeConfig) -> None:
+    if cluster.joined():
+        raise UserError("RAY_ADDRESS is set, and `serve` works on this machine alone, in a Ray session of its own: unset RAY_ADDRESS.")
+    for name in ("port", "frames", "max_mb", "max_seconds", "max_waiting", "keep_minutes", "keep_results", "video_timeout_s"):
+        if getattr(config, name) <= 0:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name):g}: must be above 0.")
+    try:
+        family, kind, proto, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, proto) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server will: connections that are closing do not count
+            probe.bind(address)
+    except (OSError, OverflowError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise UserError(f"Cannot listen on {config.host}, port {config.port}: {why}. Take another --port or --host.") from error
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address to listen on."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _start(config: ServeConfig, folder: str) -> None:
+    """The Ray session and in it the page. UserError if it does not come up."""
+    cluster.connect()
+    for name in ("ray", "ray.serve"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    deployed = ray_serve.deployment(
+        num_replicas=1,
+        ray_actor_options={
+            "num_cpus": 1,
+            "num_gpus": 1 if cluster.capacity("GPU") >= 1 else 0,
+            "runtime_env": {"env_vars": ENVIRONMENT},
+        },
+        graceful_shutdown_timeout_s=2 * _END_S,
+        health_check_timeout_s=60,
+    )
+    page = deployed(Page)
+    quiet = {"enable_access_log": False, "log_level": "ERROR"}
+    try:
+        ray_serve.start(proxy_location="Disabled", logging_config=quiet)
+        ray_serve.run(page.bind(config, folder), name=APP, route_prefix=None, logging_config=quiet)
+    except RuntimeError as error:
+        raise UserError(f"The page did not start: {str(error).strip().splitlines()[0]} (--debug shows more)") from error
+
+
+class Page:
+    """The replica. It listens itself, so that an upload is read as fast as it is written to the disk.
+
+    Ray Serve's proxy takes in a request as fast as it comes, and hands it on as messages: of 20 uploads of 150 MB at once, 2.6 GB lay in
+    its memory and the replica's.
+    """
+
+    def __init__(self, config: ServeConfig, folder: str) -> None:
+        app = build_app(config, folder)
+        # No access log: its lines would hold the ids by which results can be seen.
+        options = uvicorn.Config(app, config.host, config.port, log_config=None, access_log=False, server_header=False)
+        options.timeout_graceful_shutdown = int(_END_S)
+        self.server = uvicorn.Server(options)
+        self.thread = threading.Thread(target=self.server.run, name="http", daemon=True)
+        self.thread.start()
+        while not self.server.started:
+            self.check_health()
+            time.sleep(0.05)
+
+    def check_health(self) -> None:
+        """For Ray Serve, which starts another replica where this raises."""
+        if not self.thread.is_alive():
+            raise RuntimeError("the HTTP server has ended")
+
+    def __del__(self) -> None:
+        """For Ray Serve, at the end: uploads are broken off, files deleted, the decoding process ended."""
+        self.server.should_exit = True
+        self.thread.join(1.5 * _END_S)
+
+
+def build_app(config: ServeConfig, folder: str) -> FastAPI:
+    """The application, with its queue and models, in the process that calls this. folder: for the uploads; exists and is private."""
+    import torch
+
+    from dfdc_ray.serve.app import LOOPBACK, create_app
+    from dfdc_ray.serve.examine import Examiner, card
+    from dfdc_ray.serve.jobs import Jobs, Limits
+
+    torch.set_num_threads(cluster.cores())  # Ray's default is one
+    scorer, _, settings = load_predictor(*config.checkpoint, frames=config.frames)
+    examiner = Examiner(
+        scorer,
+        settings,
+        timeout_s=config.video_timeout_s,
+        memory_bytes=config.video_memory_mb << 20,
+        longest_s=config.max_seconds,
+    )
+    limits = Limits(
+        max_bytes=int(config.max_mb * 1e6),
+        waiting=config.max_waiting,
+        keep_s=60 * config.keep_minutes,
+        keep=config.keep_results,
+    )
+    return create_app(
+        Jobs(Path(folder), examiner, limits),
+        card=card(scorer, settings) | {"max_seconds": config.max_seconds},
+        report=examiner.report,
+        close=examiner.close,
+        hosts=(*LOOPBACK, config.host) if is_loopback(config.host) else None,
+    )
+
+
+def _announce(config: ServeConfig) -> None:
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    console.print(f"The page: [bold]http://{host}:{config.port}/[/]   (its API: /docs; Ctrl-C ends it)", highlight=False, soft_wrap=True)
+    if is_loopback(config.host):
+        console.print("Only this machine can reach it, with everybody who works on it.", highlight=False, soft_wrap=True)
+    else:
+        console.print(
+            f"[bold yellow]Warning:[/] it listens on {config.host}, and there is no authentication and no encryption: anyone who reaches "
+            "this address can upload, and see how much others do. Put it behind a server that asks who they are.",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.file.flush()
+
+
+def _stop() -> None:
+    """The replica ends in good order, and with it its decoding process; Serve's own actors end with the session."""
+    if ray.is_initialized():
+        with suppress(RayServeException, ray.exceptions.RayError, TimeoutError):  # it may never have started
+            ray_serve.delete(APP)
+        ray.shutdown()

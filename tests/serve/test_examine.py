@@ -1,0 +1,113 @@
+"""What becomes of an upload, with the real decoding process and a model of random weights."""
+
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from moving_face import FACE_SECONDS
+from PIL import Image
+
+from dfdc_ray.serve.examine import Examiner, _said, card
+from dfdc_ray.serve.jobs import Refused
+from dfdc_ray.serve.score import load_predictor
+
+
+@pytest.fixture(scope="module")
+def examiner(best: Path) -> Iterator[Examiner]:
+    scorer, _, settings = load_predictor(str(best), frames=8)
+    examiner = Examiner(scorer, settings, timeout_s=60, memory_bytes=4 << 30, longest_s=10)
+    yield examiner
+    examiner.close()
+
+
+def upload(folder: Path, tmp_path: Path, name: str) -> Path:
+    """As the server keeps it: under a name that says nothing."""
+    return Path(shutil.copy(folder / name, tmp_path / "0f3a"))
+
+
+def test_a_face_comes_with_its_evidence(examiner: Examiner, folder: Path, tmp_path: Path) -> None:
+    steps: list[tuple[str, float | None]] = []
+    found = examiner(upload(folder, tmp_path, "face.mp4"), "my clip.mp4", lambda *step: steps.append(step))
+    assert list(dict.fromkeys(stage for stage, _ in steps)) == ["read", "faces", "score", "heat"]
+    shares = [share for stage, share in steps if stage == "faces"]
+    assert (shares[0], shares[-1]) == (0, 1)
+    assert shares == sorted(shares)
+    assert tmp_path.name not in json.dumps(found.document)
+    (video,) = found.document["videos"]
+    assert (video["uri"], video["status"], video["frames_sampled"]) == ("my clip.mp4", "ok", 8)
+    faces, without = found.document["faces"], found.document["frames_without_face"]
+    assert len(faces) + len(without) == 8
+    assert all(frame["time_s"] < FACE_SECONDS[0] for frame in without)
+    scores = {face["frame"]: face["score"] for face in video["tracks"][0]["faces"]}
+    assert {face["frame"]: face["score"] for face in faces} == pytest.approx(scores)
+    assert "not calibrated" in found.document["meaning"]
+    assert [face["n"] for face in faces] == list(found.heat) == list(range(len(found.faces)))
+    for face, heat in zip(found.faces, found.heat.values(), strict=True):
+        pictures = [np.asarray(Image.open(io.BytesIO(data)).resize((64, 64)), np.float32) for data in (face, heat)]
+        assert 0 < np.abs(pictures[0] - pictures[1]).mean() < 80  # the same face, with something over it
+    assert found.size > 2 * sum(map(len, found.faces))
+    report = examiner.report(found).decode()
+    assert "my clip.mp4" in report
+    assert str(tmp_path) not in report
+
+
+def test_no_face_is_a_result_without_a_verdict(examiner: Examiner, folder: Path, tmp_path: Path) -> None:
+    found = examiner(upload(folder, tmp_path, "empty.mp4"), "a.mp4", lambda *_: None)
+    (video,) = found.document["videos"]
+    assert (video["status"], video["score"], video["error"]) == ("no_face", None, "no face in 8 sampled frames")
+    assert len(found.document["frames_without_face"]) == 8
+    assert (found.faces, found.heat, found.document["meaning"]) == ((), {}, None)
+
+
+def test_what_cannot_be_read_is_refused_with_what_to_do(examiner: Examiner, folder: Path, tmp_path: Path) -> None:
+    text = upload(folder, tmp_path, "text.mp4")
+    with pytest.raises(Refused, match=r"^Not a readable video: .*\. Try an MP4 with H.264") as refused:
+        examiner(text, "a.mp4", lambda *_: None)
+    assert "not a video" not in str(refused.value)  # nothing of the file
+    cut = upload(folder, tmp_path, "face.mp4")
+    cut.write_bytes(cut.read_bytes()[:20_000])
+    with pytest.raises(Refused, match=r"end is missing.*download or copy it again"):
+        examiner(cut, "a.mp4", lambda *_: None)
+    cut.unlink()
+    with pytest.raises(Refused) as refused:
+        examiner(cut, "a.mp4", lambda *_: None)
+    assert str(tmp_path) not in str(refused.value)
+
+
+def test_a_long_video_is_refused_before_it_is_decoded(best: Path, folder: Path, tmp_path: Path) -> None:
+    scorer, _, settings = load_predictor(str(best), frames=8)
+    examiner = Examiner(scorer, settings, timeout_s=60, memory_bytes=4 << 30, longest_s=1)
+    steps: list[str] = []
+    try:
+        with pytest.raises(Refused, match=r"2 s long, and at most 1 s are taken\. Cut it shorter\."):
+            examiner(upload(folder, tmp_path, "face.mp4"), "a.mp4", lambda stage, _: steps.append(stage))
+    finally:
+        examiner.close()
+    assert set(steps) == {"read"}
+
+
+def test_giving_up_ends_the_decoding(examiner: Examiner, folder: Path, tmp_path: Path) -> None:
+    def stop(stage: str, _: float | None) -> None:
+        if stage == "faces":
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        examiner(upload(folder, tmp_path, "face.mp4"), "a.mp4", stop)
+    assert examiner._worker.pid is None
+    assert examiner(upload(folder, tmp_path, "face.mp4"), "a.mp4", lambda *_: None).faces
+
+
+def test_messages_name_no_place() -> None:
+    path = Path("/tmp/dfdc-ray-serve-x/0f3a")
+    said = _said(f"{path}: could not be read; {path.parent} is absent, see /etc/passwd or b'/x'", path)
+    assert said == "The video: could not be read; the file is absent, see the file or b'/x'"
+
+
+def test_the_card_names_no_place(examiner: Examiner, best: Path) -> None:
+    about = card(examiner.scorer, examiner.settings)
+    assert (about["model"], about["calibrated"], about["heat_maps"], about["maps"]) == ("resnet34", False, True, False)
+    assert str(best.parent) not in json.dumps(about)

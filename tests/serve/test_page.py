@@ -1,0 +1,137 @@
+"""The score page in a real browser: from the file to the verdict and its evidence, by mouse and keyboard, light, dark, on a telephone."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+from serving import served
+
+from dfdc_ray.serve.app import create_app
+from dfdc_ray.serve.examine import Examiner, card
+from dfdc_ray.serve.jobs import Jobs, Limits
+from dfdc_ray.serve.score import load_predictor
+
+CHROMIUM = shutil.which("chromium")
+# No sandbox: tests run as root in containers. The others keep it from asking the network for anything of its own.
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+ARGUMENTS += ["--no-first-run"]
+pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (apt-get install chromium)")]
+WAIT_MS = 120_000
+
+
+@pytest.fixture(scope="module")
+def url(best: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The page with a model of random weights, which takes files up to 1 MB."""
+    scorer, _, settings = load_predictor(str(best), frames=8)
+    examiner = Examiner(scorer, settings, timeout_s=60, memory_bytes=4 << 30, longest_s=60)
+    jobs = Jobs(tmp_path_factory.mktemp("uploads"), examiner, Limits(max_bytes=1_000_000))
+    about = card(scorer, settings) | {"max_seconds": 60.0}
+    with served(create_app(jobs, card=about, report=examiner.report, close=examiner.close)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser: Browser, url: str, request: pytest.FixtureRequest) -> Iterator[Page]:
+    """The page, open. What the console says besides is a failure."""
+    options: dict[str, Any] = getattr(request, "param", {})
+    context = browser.new_context(**{"viewport": {"width": 1100, "height": 900}, "color_scheme": "light"} | options)
+    page, said = context.new_page(), []
+    page.set_default_timeout(WAIT_MS)
+    page.on("console", lambda message: said.append(message.text))
+    page.on("pageerror", lambda error: said.append(str(error)))
+    page.goto(url)
+    yield page
+    assert said == []
+    context.close()
+
+
+def scored(page: Page, *files: Path) -> None:
+    page.set_input_files("#file", list(files))
+    expect(page.locator(".found:visible, .failed")).to_have_count(len(files), timeout=WAIT_MS)
+
+
+def violations(page: Page) -> list[str]:
+    found = Axe().run(page).response["violations"]
+    return [f"{rule['id']}: {node['target']}" for rule in found for node in rule["nodes"]]
+
+
+def test_from_a_file_to_the_evidence(page: Page, folder: Path) -> None:
+    expect(page.locator("#model")).to_contain_text("resnet34 on single frames of 64 x 64 pixels")
+    expect(page.locator("#limits")).to_contain_text("At most 1.0 MB and 1 min each")
+    scored(page, folder / "face.mp4")
+    assert page.locator(".answer").inner_text().strip("?") in ("REAL", "FAKE")
+    expect(page.locator(".meaning")).to_contain_text("not calibrated")
+    assert page.locator("#news").inner_text().startswith("face.mp4: ")
+    expect(page.locator(".faceless")).to_contain_text("No face was found in")
+
+    page.wait_for_function("document.querySelector('video').readyState >= 2")  # of the browser's own copy
+    assert page.locator("video").evaluate("video => video.src").startswith("blob:")
+    page.locator(".point").nth(-1).click()
+    page.wait_for_function("document.querySelector('video').currentTime > 1.5")
+    last = page.locator(".which").inner_text()
+    assert page.locator(".point[aria-pressed=true]").get_attribute("aria-label") == last.replace("Face", "face")
+    for picture in (".crop", ".heat"):
+        page.wait_for_function("name => document.querySelector(name).naturalWidth >= 64", arg=picture)
+
+    page.locator(".point[aria-pressed=true]").focus()  # by keyboard: two points back
+    for key in ("ArrowLeft", "ArrowLeft", "Enter"):
+        page.keyboard.press(key)
+    assert page.locator(".which").inner_text() != last
+    assert page.locator(".point[tabindex='0']").count() == 1
+    page.wait_for_function("document.querySelector('video').currentTime < 1.7")
+    page.get_by_role("button", name="Next face").click()
+    page.locator(".all summary:visible").click()
+    page.locator(".strip button").first.click()
+    expect(page.locator(".strip button").first).to_have_attribute("aria-pressed", "true")
+
+    result = page.request.get(page.locator(".json").evaluate("link => link.href"))
+    assert result.json()["videos"][0]["uri"] == "face.mp4"
+    page.get_by_role("button", name="Remove face.mp4").click()
+    expect(page.locator(".card")).to_have_count(0)
+    expect(page.locator("#file")).to_be_focused()
+    assert page.request.get(result.url).status == 404
+
+
+def test_several_and_bad_ones(page: Page, folder: Path, tmp_path: Path) -> None:
+    large, nothing = tmp_path / "large.mp4", tmp_path / "nothing.mp4"
+    large.write_bytes(b"x" * 2_000_000)
+    nothing.write_bytes(b"")
+    scored(page, folder / "face.mp4", folder / "text.mp4", folder / "empty.mp4", large, nothing)
+    said = {item.locator(".name").inner_text(): item.inner_text() for item in page.locator(".card").all()}
+    assert "Not a readable video" in said["text.mp4"]
+    assert "Try an MP4" in said["text.mp4"]
+    assert "at most 1.0 MB are taken" in said["large.mp4"]
+    assert "The file is empty" in said["nothing.mp4"]
+    assert "no face in 8 sampled frames" in said["empty.mp4"]
+    assert "No verdict" in said["empty.mp4"]
+    assert page.locator(".failed").count() == 3
+
+
+@pytest.mark.parametrize(
+    "page",
+    [{"color_scheme": "light"}, {"color_scheme": "dark", "viewport": {"width": 390, "height": 844}, "has_touch": True}],
+    indirect=True,
+    ids=["light", "dark telephone"],
+)
+def test_everybody_can_use_it(page: Page, folder: Path) -> None:
+    assert violations(page) == []
+    scored(page, folder / "face.mp4", folder / "text.mp4")
+    page.locator(".all summary:visible").click()
+    page.wait_for_timeout(500)  # until the cards have faded in
+    assert violations(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    page.goto(page.url + "docs")
+    assert violations(page) == []
+    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
