@@ -56,9 +56,9 @@ GROUPS: dict[str, tuple[str, ...]] = {
     "make the data": ("index", "plan", "preprocess", "import", "coverage", "pack"),
     "train": ("train", "combine"),
     "judge": ("calibrate", "evaluate"),
-    "use": ("predict",),
+    "use": ("predict", "serve"),
     "experiment": ("experiments report", "experiments models", "experiments bonettini"),
-    "measure": ("bench detectors", "bench boxes", "bench preprocess", "bench train", "bench scale"),
+    "measure": ("bench detectors", "bench boxes", "bench preprocess", "bench train", "bench scale", "bench serve"),
 }
 
 # At the end of each command's help; lines of at most 78 columns.
@@ -107,7 +107,11 @@ dfdc-ray evaluate --faces /data/others --checkpoint /data/run/best \\
     --out /data/report --split all""",
     "predict": """
 dfdc-ray predict clip.mp4 --checkpoint /data/run/best
-dfdc-ray predict a.mp4 b.mp4 --checkpoint /data/run/best --csv""",
+dfdc-ray predict a.mp4 b.mp4 --checkpoint /data/run/best --csv
+dfdc-ray predict clip.mp4 --checkpoint /data/run/best --report /data/pages""",
+    "serve": """
+dfdc-ray serve --checkpoint /data/run/best
+dfdc-ray serve --checkpoint /data/run/best --port 8080 --max-mb 500""",
     "experiments report": """
 dfdc-ray experiments report --corpus /data/sample --out /data/experiments""",
     "experiments models": """
@@ -135,6 +139,9 @@ dfdc-ray bench boxes --corpus /data/marked --marks marks.json --out out/bench"""
 dfdc-ray bench train --faces /data/faces --out out/bench --image-size 128""",
     "bench scale": """
 dfdc-ray bench scale --index out/index.parquet --out out/scale""",
+    "bench serve": """
+dfdc-ray bench serve --url http://127.0.0.1:8000 --video clip.mp4 \\
+    --out out/bench""",
 }
 
 

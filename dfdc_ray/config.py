@@ -289,7 +289,10 @@ class PredictConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ServeConfig:
-    """A page and an HTTP API on this machine: drop a video, see its score and the evidence. Runs until Ctrl-C."""
+    """Serve a page that scores videos, and its HTTP API.
+
+    Drop a video, see its score and the evidence. Runs until Ctrl-C, on this machine and for it alone unless told otherwise.
+    """
 
     checkpoint: tyro.conf.UseAppendAction[tuple[str, ...]]
     """Checkpoint folder (the train output's `best`), local or s3://; of several (--checkpoint A --checkpoint B) the mean of logits."""
@@ -305,9 +308,9 @@ class ServeConfig:
     max_waiting: int = 50
     """Videos that may wait; further ones are asked to come back."""
     keep_minutes: float = 60.0
-    """Results are forgotten so long after they were found,"""
+    """Results are forgotten so long after they were found."""
     keep_results: int = 100
-    """and the oldest beyond so many."""
+    """More results than these are not kept: the oldest goes."""
     video_timeout_s: float = 300.0
     """A video whose decoding takes longer is stopped, tried once more, then refused."""
     video_memory_mb: int = 4096

@@ -86,7 +86,10 @@ class BenchTrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class BenchServeConfig:
-    """Measure a running `dfdc-ray serve` under many uploads at once: answers, verdicts, memory. Starts nothing itself."""
+    """Measure a running `dfdc-ray serve` under many uploads.
+
+    At once: seconds to the answer and to the verdict, memory. Starts nothing itself.
+    """
 
     url: str
     """Where it is, such as http://127.0.0.1:8000."""
