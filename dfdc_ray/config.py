@@ -182,6 +182,8 @@ class TrainConfig:
     """Lay the frames of a clip over its middle one before anything else, in training as in scoring; for models that look at clips."""
     cutmix: float = 0.0
     """Share of the steps in which a part of each picture or clip comes from another one, and its label with it (Yun et al. 2019)."""
+    misplace_sound: float = 0.0
+    """Share of the drawn real clips that get the sound of another moment or clip, and are fakes then; for models that listen."""
     groups: int | None = None
     """Train on only so many groups of the training split, drawn by the seed: for a learning curve. Unset: all."""
     epochs: int = 5
