@@ -6,16 +6,21 @@ One replica holds the queue, the models and the results, and decodes in a proces
 over it. Everything belongs to a private Ray session that ends with the command: uploads and results go with it.
 """
 
+import fcntl
 import ipaddress
 import logging
+import os
+import shutil
 import signal
 import socket
 import tempfile
 import threading
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from types import FrameType
 
 import ray
 
@@ -37,15 +42,18 @@ except ImportError as error:
 
 APP = "dfdc-ray"
 _END_S = 10.0  # for requests under way, when all ends
+_UPLOADS = "dfdc-ray-serve-"  # begins the name of the folder for uploads
 
 
 def serve(config: ServeConfig) -> None:
-    """The command. Returns after Ctrl-C or SIGTERM. UserError for what cannot be used, before Ray starts."""
+    """The command. Returns after Ctrl-C, SIGTERM, or the end of its terminal. UserError for what cannot be used, before Ray starts."""
     _check(config)
     load_predictor(*config.checkpoint, frames=config.frames)  # refuses here what the replica could only fail of
     config = replace(config, checkpoint=tuple(map(storage.absolute, config.checkpoint)))
-    with tempfile.TemporaryDirectory(prefix="dfdc-ray-serve-") as folder:  # for this user alone
+    with uploads_folder() as folder:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the shell had it ignored, as it does in the background
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+            signal.signal(signal.SIGHUP, _end)
         try:
             _start(config, folder)
             _announce(config)
@@ -56,6 +64,44 @@ def serve(config: ServeConfig) -> None:
             console.print("Stopping: uploads and results are deleted.")
         finally:
             _stop()
+
+
+@contextmanager
+def uploads_folder() -> Iterator[str]:
+    """A folder for this user alone, locked while this process lives. Those of servers that were killed, whose locks went with them, go."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_UPLOADS}*"):
+        if (lock := _lock(left)) is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)
+    while True:
+        with tempfile.TemporaryDirectory(prefix=_UPLOADS) as folder:
+            if (lock := _lock(Path(folder))) is None:  # another server, which starts now, took it for one that was left
+                continue
+            try:
+                yield folder
+            finally:
+                os.close(lock)
+            return
+
+
+def _lock(folder: Path) -> int | None:
+    """A file descriptor that holds the lock of this user's folder; None where another process does, or there is no such folder."""
+    try:
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(lock).st_uid == os.geteuid() and folder.exists():
+            return lock
+    except OSError:
+        pass
+    os.close(lock)
+    return None
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
 
 
 def _check(config: ServeConfig) -> None:

@@ -18,7 +18,7 @@ from serving import verdict
 from dfdc_ray import cli
 from dfdc_ray.bench.config import BenchServeConfig
 from dfdc_ray.bench.serve import serve as bench
-from dfdc_ray.serve.run import is_loopback
+from dfdc_ray.serve.run import is_loopback, uploads_folder
 
 LIMIT_S = 200
 
@@ -57,6 +57,21 @@ def test_what_cannot_work_is_said_before_ray(best: Path, capsys: pytest.CaptureF
 )
 def test_what_only_this_machine_reaches(host: str, local: bool) -> None:
     assert is_loopback(host) == local
+
+
+def test_uploads_of_a_killed_server_go_when_the_next_one_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "of somebody else").mkdir()
+    (tmp_path / "dfdc-ray-serve-link").symlink_to("of somebody else")
+    kill = (
+        "import os; from dfdc_ray.serve.run import uploads_folder\nwith uploads_folder() as f: open(f + '/x', 'w'); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", kill], env=os.environ | {"TMPDIR": str(tmp_path)}, check=False, timeout=100)
+    (left,) = tmp_path.glob("dfdc-ray-serve-*/x")
+    with uploads_folder() as first, uploads_folder() as second:  # of two servers that run
+        assert not left.exists()
+        assert [Path(folder).stat().st_mode & 0o777 for folder in (first, second)] == [0o700, 0o700]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dfdc-ray-serve-link", "of somebody else"]
 
 
 @pytest.fixture
