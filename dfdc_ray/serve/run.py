@@ -9,6 +9,7 @@ over it. Everything belongs to a private Ray session that ends with the command:
 import fcntl
 import ipaddress
 import logging
+import math
 import os
 import shutil
 import signal
@@ -18,7 +19,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import FrameType
 
@@ -107,9 +108,9 @@ def _end(number: int, frame: FrameType | None) -> None:
 def _check(config: ServeConfig) -> None:
     if cluster.joined():
         raise UserError("RAY_ADDRESS is set, and `serve` works on this machine alone, in a Ray session of its own: unset RAY_ADDRESS.")
-    for name in ("port", "frames", "max_mb", "max_seconds", "max_waiting", "keep_minutes", "keep_results", "video_timeout_s"):
-        if getattr(config, name) <= 0:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name):g}: must be above 0.")
+    for name, value in asdict(config).items():
+        if isinstance(value, int | float) and not 0 < value < math.inf:
+            raise UserError(f"--{name.replace('_', '-')} {value:g}: must be above 0.")
     try:
         family, kind, proto, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, proto) as probe:
