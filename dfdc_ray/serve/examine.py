@@ -171,8 +171,8 @@ def _document(
         }
         for n, (row, score) in enumerate(zip(evidence.rows, evidence.scores, strict=True))
     ]
-    weights = f"weights {weights_of(scorer.config)[:12]}"
-    return to_json([video], scorer, checkpoints=[weights], frames=settings.frames * (settings.clips or 1)) | {
+    weights = [f"weights {one[:12]}" for one in weights_of(scorer.config).split("; ")]
+    return to_json([video], scorer, checkpoints=weights, frames=settings.frames * (settings.clips or 1)) | {
         "faces": faces,
         "frames_without_face": [{"frame": frame, "time_s": time_s} for frame, time_s in result.sampled if frame not in with_face],
         "calibrated": scorer.calibration is not None,

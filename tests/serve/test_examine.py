@@ -11,9 +11,11 @@ import pytest
 from moving_face import FACE_SECONDS
 from PIL import Image
 
+from dfdc_ray.evaluate import members
 from dfdc_ray.serve.examine import Examiner, _said, card
 from dfdc_ray.serve.jobs import Refused
 from dfdc_ray.serve.score import load_predictor
+from dfdc_ray.train import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -53,6 +55,25 @@ def test_a_face_comes_with_its_evidence(examiner: Examiner, folder: Path, tmp_pa
     report = examiner.report(found).decode()
     assert "my clip.mp4" in report
     assert str(tmp_path) not in report
+
+
+def test_several_checkpoints_are_named_by_their_weights(best: Path, folder: Path, tmp_path: Path) -> None:
+    loaded = checkpoint.load(str(best))
+    known = dict.fromkeys(members._NEEDED, "") | {"split": "hash:0", "prior": 0.5, "versions": {}}
+    known |= {"train_groups": [], "validation_groups": []} | loaded.config
+    for name in "ab":
+        weights = {key: value + (name == "b") for key, value in loaded.weights.items()}
+        checkpoint.save(str(tmp_path / name), weights=weights, config=known, state=None)
+    scorer, _, settings = load_predictor(str(tmp_path / "a"), str(tmp_path / "b"), frames=2)
+    a, b = (checkpoint.load(str(tmp_path / name)).config["files"]["model.safetensors"] for name in "ab")
+    assert card(scorer, settings)["weights_sha256"] == f"{a}; {b}"
+    examiner = Examiner(scorer, settings, timeout_s=60, memory_bytes=4 << 30, longest_s=10)
+    try:
+        found = examiner(upload(folder, tmp_path, "face.mp4"), "a.mp4", lambda *_: None)
+        assert found.document["checkpoint"] == f"weights {a[:12]}, weights {b[:12]}"
+        assert f"{a}; {b}" in examiner.report(found).decode()
+    finally:
+        examiner.close()
 
 
 def test_no_face_is_a_result_without_a_verdict(examiner: Examiner, folder: Path, tmp_path: Path) -> None:

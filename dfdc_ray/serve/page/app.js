@@ -361,7 +361,7 @@ async function describe() {
   add("Trained on", `${plural(model.training_groups, "group", "groups")} of videos (split ${model.split || "unknown"}). It knows the kinds of fakes that were among them.`);
   add("Faces", model.detector ? `found by ${model.detector} in ${model.frames} frames of a video, cut with a margin of ${model.crop_margin}` : `whole frames, ${model.frames} of a video`);
   add("It shows", [model.heat_maps && "heat maps (Grad-CAM)", model.maps && "maps of its own"].filter(Boolean).join(", ") || "no maps: it cannot say where it looks");
-  add("Weights", `SHA-256 ${model.weights_sha256.slice(0, 16)}...`);
+  add("Weights", `SHA-256 ${model.weights_sha256.split("; ").map((one) => `${one.slice(0, 16)}...`).join(", ")}`);
 }
 
 function take(files) { for (const file of files) new Card(file); }
