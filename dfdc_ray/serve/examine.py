@@ -158,7 +158,7 @@ def _document(
     """As `dfdc-ray predict --json`, and what a page needs besides. faces: in the order of the pictures' numbers."""
     video = evidence.video
     counted = {track.track_id for track in video.tracks if track.counted}
-    with_face = {row["frame"] for row in evidence.rows}
+    with_face = {row["frame"] for row in result.faces}  # evidence is not all of them: a model that listens leaves out those without sound
     faces: Sequence[dict[str, Any]] = [
         {
             "n": n,

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ from moving_face import FACE_SECONDS
 from PIL import Image
 
 from dfdc_ray.evaluate import members
-from dfdc_ray.serve.examine import Examiner, _said, card
+from dfdc_ray.preprocess.unit import VideoResult
+from dfdc_ray.serve.examine import Examiner, _document, _said, card
 from dfdc_ray.serve.jobs import Refused
+from dfdc_ray.serve.judge import Evidence, VideoScore
 from dfdc_ray.serve.score import load_predictor
 from dfdc_ray.train import checkpoint
 
@@ -82,6 +85,17 @@ def test_no_face_is_a_result_without_a_verdict(examiner: Examiner, folder: Path,
     assert (video["status"], video["score"], video["error"]) == ("no_face", None, "no face in 8 sampled frames")
     assert len(found.document["frames_without_face"]) == 8
     assert (found.faces, found.heat, found.document["meaning"]) == ((), {}, None)
+
+
+def test_a_face_without_sound_is_not_said_to_be_absent() -> None:
+    """A model that listens scores the clips that have sound alone; here the first of two with a face."""
+    rows = [{"frame": frame, "time_s": frame / 25, "track_id": 0} for frame in (0, 50)]
+    result = VideoResult({}, faces=rows, sampled=((0, 0.0), (50, 2.0), (100, 4.0)))
+    evidence = Evidence(video=VideoScore(uri="a.mp4", status="ok", score=0.5), rows=tuple(rows[:1]), scores=(0.5,))
+    scorer = SimpleNamespace(config={"model": "av_sync", "files": {"model.safetensors": "0"}}, rule="mean", calibration=None, clips=True)
+    found = _document(scorer, SimpleNamespace(frames=16, clips=3), evidence, result, heat=set(), has_maps=False)
+    assert [face["frame"] for face in found["faces"]] == [0]
+    assert found["frames_without_face"] == [{"frame": 100, "time_s": 4.0}]
 
 
 def test_what_cannot_be_read_is_refused_with_what_to_do(examiner: Examiner, folder: Path, tmp_path: Path) -> None:
