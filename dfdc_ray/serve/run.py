@@ -187,7 +187,7 @@ def build_app(config: ServeConfig, folder: str) -> FastAPI:
     """The application, with its queue and models, in the process that calls this. folder: for the uploads; exists and is private."""
     import torch
 
-    from dfdc_ray.serve.app import LOOPBACK, create_app
+    from dfdc_ray.serve.app import create_app
     from dfdc_ray.serve.examine import Examiner, card
     from dfdc_ray.serve.jobs import Jobs, Limits
 
@@ -211,8 +211,17 @@ def build_app(config: ServeConfig, folder: str) -> FastAPI:
         card=card(scorer, settings) | {"max_seconds": config.max_seconds},
         report=examiner.report,
         close=examiner.close,
-        hosts=(*LOOPBACK, config.host) if is_loopback(config.host) else None,
+        hosts=hosts(config),
     )
+
+
+def hosts(config: ServeConfig) -> tuple[str, ...] | None:
+    """The names by which the page may be asked for; None: any, since those of an address that others reach are not known here."""
+    from dfdc_ray.serve.app import LOOPBACK
+
+    if config.name or is_loopback(config.host):
+        return (*LOOPBACK, config.host, *(name.lower() for name in config.name))
+    return None
 
 
 def _announce(config: ServeConfig) -> None:
@@ -223,7 +232,7 @@ def _announce(config: ServeConfig) -> None:
     else:
         console.print(
             f"[bold yellow]Warning:[/] it listens on {config.host}, and there is no authentication and no encryption: anyone who reaches "
-            "this address can upload, and see how much others do. Put it behind a server that asks who they are.",
+            "this address can upload, and see how much others do. Put it behind a server that asks who they are (--name).",
             highlight=False,
             soft_wrap=True,
         )

@@ -9,6 +9,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,7 +19,8 @@ from serving import verdict
 from dfdc_ray import cli
 from dfdc_ray.bench.config import BenchServeConfig
 from dfdc_ray.bench.serve import serve as bench
-from dfdc_ray.serve.run import is_loopback, uploads_folder
+from dfdc_ray.config import ServeConfig
+from dfdc_ray.serve.run import hosts, is_loopback, uploads_folder
 
 LIMIT_S = 200
 
@@ -58,6 +60,19 @@ def test_what_cannot_work_is_said_before_ray(best: Path, capsys: pytest.CaptureF
 )
 def test_what_only_this_machine_reaches(host: str, local: bool) -> None:
     assert is_loopback(host) == local
+
+
+@pytest.mark.parametrize(
+    ("options", "known"),
+    [
+        ({}, ("localhost", "127.0.0.1", "::1", "127.0.0.1")),
+        ({"host": "0.0.0.0"}, None),
+        ({"name": ("Page.example",)}, ("localhost", "127.0.0.1", "::1", "127.0.0.1", "page.example")),
+        ({"host": "0.0.0.0", "name": ("a", "b")}, ("localhost", "127.0.0.1", "::1", "0.0.0.0", "a", "b")),
+    ],
+)
+def test_by_which_names_it_may_be_asked_for(options: dict[str, Any], known: tuple[str, ...] | None) -> None:
+    assert hosts(ServeConfig(checkpoint=("unused",), **options)) == known
 
 
 def test_uploads_of_a_killed_server_go_when_the_next_one_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
