@@ -22,6 +22,7 @@ from dfdc_ray.serve.judge import Evidence, judge
 from dfdc_ray.serve.score import to_json, video_of
 
 MOST_HEAT = 128  # faces of a video that get a heat map
+MOST_FACES = 2000  # pictures of a video that are scored: some minutes on two cores, which nothing else limits
 _PATH = re.compile(r"(?:/[^/\s:'\"]+){2,}")
 _BEGINS = re.compile(r" It begins with b(['\"]).*\1\.$")  # for whoever looks into a corpus; nothing to whoever sent a video
 _HINT = "Try an MP4 with H.264, which any phone or editor can write."
@@ -62,6 +63,11 @@ class Examiner:
             raise Refused(_said(str(error), path)) from error
         if result.ledger["status"] not in ("ok", "no_face"):
             raise Refused(_refusal(result, path))
+        if len(result.faces) > MOST_FACES:
+            raise Refused(
+                f"There are {len(result.faces)} faces in the frames that were looked at, and at most {MOST_FACES} are scored. "
+                "Cut out the part of the picture that matters."
+            )
         progress("score", None)
         with self._models:
             evidence = judge(name, result, self.scorer, self.settings)

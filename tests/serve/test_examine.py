@@ -125,6 +125,14 @@ def test_a_long_video_is_refused_before_it_is_decoded(best: Path, folder: Path, 
     assert set(steps) == {"read"}
 
 
+def test_a_crowd_is_refused_before_it_is_scored(examiner: Examiner, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfdc_ray.serve.examine.MOST_FACES", 5)
+    steps: list[str] = []
+    with pytest.raises(Refused, match=r"There are 6 faces in the frames that were looked at, and at most 5 are scored"):
+        examiner(upload(folder, tmp_path, "face.mp4"), "a.mp4", lambda stage, _: steps.append(stage))
+    assert steps[-1] == "faces"
+
+
 def test_giving_up_ends_the_decoding(examiner: Examiner, folder: Path, tmp_path: Path) -> None:
     def stop(stage: str, _: float | None) -> None:
         if stage == "faces":
