@@ -129,6 +129,7 @@ def test_the_table_and_the_plot() -> None:
     seen.check()
     assert HOSTILE in seen.text
     assert seen.all("img", "src") == [pages.data_uri(picture)]
+    assert seen.all("a", "href") == [f"lines/{line.task.key}/report/report.html" for line in lines]
     assert "resnet340.750 (0.650-0.850)" in seen.words
     assert "each checkpoint is that with the lowest loss" in seen.words
     assert "it did not fit" in Seen(models_table.page(CONFIG, [], {"meso4": "it did not fit"}, picture)).text
