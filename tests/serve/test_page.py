@@ -104,6 +104,18 @@ def test_from_a_file_to_the_evidence(page: Page, folder: Path) -> None:
     assert page.request.get(result.url).status == 404
 
 
+def test_the_video_goes_to_the_very_frame_that_was_scored(page: Page, folder: Path) -> None:
+    scored(page, folder / "face.mp4")
+    page.wait_for_function("document.querySelector('video').readyState >= 2")
+    faces = page.request.get(page.locator(".json").evaluate("link => link.href")).json()["faces"]
+    choose = """n => new Promise((done) => {
+        document.querySelector("video").requestVideoFrameCallback((_, frame) => done(frame.mediaTime));
+        document.querySelectorAll(".strip button")[n].click();
+    })"""
+    shown = [page.evaluate(choose, face["n"]) for face in faces]
+    assert shown == pytest.approx([face["time_s"] for face in faces], abs=1e-3)
+
+
 def test_several_and_bad_ones(page: Page, folder: Path, tmp_path: Path) -> None:
     large, nothing = tmp_path / "large.mp4", tmp_path / "nothing.mp4"
     large.write_bytes(b"x" * 2_000_000)

@@ -2,6 +2,7 @@
 "use strict";
 
 const POLL_MS = 700;
+const WITHIN_S = 0.001; // after a frame's begin: browsers round a time down, and would show the frame before
 const STAGES = { read: "Opening the video", faces: "Looking for faces", score: "Scoring the faces", heat: "Drawing heat maps" };
 const byId = (id) => document.getElementById(id);
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
@@ -250,7 +251,7 @@ class Card {
     for (const [k, point] of (this.points || new Map())) point.setAttribute("aria-pressed", String(k === n));
     if (seek) {
       this.player.pause();
-      this.player.currentTime = face.time_s;
+      this.player.currentTime = face.time_s + WITHIN_S;
       say(`Shown: ${this.name(face)}`);
     }
   }
