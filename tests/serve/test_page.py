@@ -98,6 +98,9 @@ def test_from_a_file_to_the_evidence(page: Page, folder: Path) -> None:
 
     result = page.request.get(page.locator(".json").evaluate("link => link.href"))
     assert result.json()["videos"][0]["uri"] == "face.mp4"
+    track = result.json()["faces"][0]["track_id"]  # by which the report and `predict` name it too
+    assert last.startswith(f"Face {track} at ")
+    assert page.locator(".timeline text").first.text_content() == f"Face {track}"
     page.get_by_role("button", name="Remove face.mp4").click()
     expect(page.locator(".card")).to_have_count(0)
     expect(page.locator("#file")).to_be_focused()

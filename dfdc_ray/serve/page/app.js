@@ -226,7 +226,7 @@ class Card {
     this.choose(counted.reduce((best, face) => (face.score > best.score ? face : best), counted[0] || faces[0]).n, false);
   }
 
-  name(face) { return `face ${face.track_id + 1} at ${seconds(face.time_s)}, score ${face.score.toFixed(3)}`; }
+  name(face) { return `face ${face.track_id} at ${seconds(face.time_s)}, score ${face.score.toFixed(3)}`; }
 
   // Show a face. seek: the video goes there too.
   choose(n, seek) {
@@ -273,7 +273,7 @@ class Card {
     for (const track of tracks) {
       const mine = faces.filter((face) => face.track_id === track);
       const low = top + gap + tall, y = (score) => low - 6 - (tall - 12) * score;
-      const title = `Face ${track + 1}${mine[0].counted ? "" : ", too rare to count"}`;
+      const title = `Face ${track}${mine[0].counted ? "" : ", too rare to count"}`;
       const lane = svg("g", { role: "group", "aria-label": `${title}: ${plural(mine.length, "point", "points")}` });
       if (!mine[0].counted) lane.classList.add("other");
       const ground = svg("rect", { x: left, y: top + gap, width: width - left - right, height: tall, class: "lane", rx: 4 });
