@@ -52,9 +52,9 @@ class Card {
     }
     for (;;) {
       const { status, answer, retry } = await this.upload();
-      if (this.gone) return;
+      if (status === 202) this.url = answer.url;
+      if (this.gone) return this.forget();
       if (status === 202) {
-        this.url = answer.url;
         this.follow().catch((error) => this.fail(error.message));
         return;
       }
@@ -70,12 +70,14 @@ class Card {
   upload() {
     const form = new FormData();
     form.append("file", this.file);
+    this.sent = false;
     return new Promise((done, fail) => {
       const request = this.request = new XMLHttpRequest();
       request.open("POST", "api/videos");
       request.responseType = "json";
       request.upload.onprogress = (event) => {
         const share = event.loaded / event.total;
+        this.sent = share === 1;
         this.state(share < 1 ? `Sending: ${percent(share)} of ${megabytes(this.file.size)}` : "Sent.", share);
       };
       request.onload = () => done({ status: request.status, answer: request.response || {}, retry: Number(request.getResponseHeader("Retry-After")) });
@@ -126,10 +128,12 @@ class Card {
     say(`${this.file.name}: ${message}`);
   }
 
+  forget() { if (this.url) fetch(this.url, { method: "DELETE" }).catch(() => {}); }
+
   remove() {
     this.gone = true;
-    if (this.request) this.request.abort();
-    if (this.url) fetch(this.url, { method: "DELETE" }).catch(() => {});
+    if (this.request && !this.sent) this.request.abort(); // else the answer is awaited: it names what is to be deleted
+    this.forget();
     if (this.source) URL.revokeObjectURL(this.source);
     if (this.watch) this.watch.disconnect();
     const next = this.element.nextElementSibling;
