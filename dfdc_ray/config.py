@@ -300,6 +300,8 @@ class ServeConfig:
     """Checkpoint folder (the train output's `best`), local or s3://; of several (--checkpoint A --checkpoint B) the mean of logits."""
     host: str = "127.0.0.1"
     """Address to listen on. With any but loopback everybody who reaches it can upload: there is no authentication."""
+    name: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Host name by which browsers ask for the page, where that is another: of a server in front of it. (--name A --name B)"""
     port: int = 8000
     frames: int = 32
     """Frames per video, evenly spread; of a model that looks at clips, in clips as long as those of its training."""

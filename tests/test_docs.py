@@ -3,9 +3,12 @@
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+
+from dfdc_ray.config import ServeConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -43,3 +46,10 @@ def test_every_page_is_in_the_index() -> None:
         if page.stem != "index":
             assert f"]({page.name})" in index
             assert re.search(rf"^{page.stem}$", index, re.M)
+
+
+def test_the_limits_of_the_score_page_are_those_of_the_command() -> None:
+    listed = re.findall(r"^\| `--([\w-]+)` \| (\d+) \|", (ROOT / "docs" / "serve.md").read_text(), re.M)
+    defaults = {field.name.replace("_", "-"): field.default for field in fields(ServeConfig)}
+    assert {name: float(value) for name, value in listed} == {name: defaults[name] for name, _ in listed}
+    assert set(defaults) - dict(listed).keys() == {"checkpoint", "host", "name", "port", "frames"}

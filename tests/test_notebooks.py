@@ -45,6 +45,8 @@ def test_stored_with_outputs_of_one_run_that_are_small_and_name_no_machine(path:
     outputs = [output for cell in cells for output in cell.outputs]
     assert outputs
     assert [output for output in outputs if output.output_type == "error" or output.get("name") == "stderr"] == []
+    if path.stem.startswith("03"):
+        assert "report/report.html" in shown(outputs)  # as `evaluate` says now
 
 
 def test_one_that_needs_another_says_so(tmp_path: Path) -> None:

@@ -58,13 +58,14 @@ def _places(mistake: Mistake, out: str) -> list[tuple[str, str | None, str]]:
     rows: dict[str, list[int]] = {}
     for face in mistake.faces:
         rows.setdefault(face.shard, []).append(face.row)
-    return [(shard, _link(shard, out), f"row{'s' * (len(some) > 1)} {', '.join(map(str, some))}") for shard, some in rows.items()]
+    return [(shard, link(shard, out), f"row{'s' * (len(some) > 1)} {', '.join(map(str, some))}") for shard, some in rows.items()]
 
 
-def _link(shard: str, out: str) -> str | None:
-    if storage.is_s3(shard) or storage.is_s3(out):
+def link(uri: str, out: str) -> str | None:
+    """To a file, from a page in `out`; None unless they are on the same disk."""
+    if storage.is_s3(uri) or storage.is_s3(out):
         return None
-    return quote(os.path.relpath(shard, storage.absolute(out)))
+    return quote(os.path.relpath(storage.absolute(uri), storage.absolute(out)))
 
 
 def _moment(face: Face) -> str:

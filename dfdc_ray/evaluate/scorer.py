@@ -136,7 +136,7 @@ def load_scorer(*checkpoints: str, calibrated: bool = True) -> Scorer:
 
 
 def weights_of(config: dict[str, Any]) -> str:
-    """SHA-256 of the weights of a checkpoint, by its config.json."""
+    """SHA-256 of the weights of a checkpoint, by its config.json; of several, with "; " between them."""
     return str(config["files"]["model.safetensors"])
 
 

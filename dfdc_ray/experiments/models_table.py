@@ -14,6 +14,7 @@ from dfdc_ray.evaluate import plots
 from dfdc_ray.evaluate.metrics import binary_metrics
 from dfdc_ray.experiments.config import ModelsConfig
 from dfdc_ray.experiments.models import Task
+from dfdc_ray.experiments.table import reports
 from dfdc_ray.models import takes_clips
 from dfdc_ray.pages import Section, Table
 
@@ -81,6 +82,7 @@ def page(config: ModelsConfig, lines: Sequence[Line], failed: Mapping[str, str],
         warnings=_warnings(lines),
         sections=_sections(config, lines, failed),
         pictures=[(picture, f"{_PLOT}; the table has the numbers", f"{_PLOT}: up is better, left is cheaper")] if lines else [],
+        reports=reports(((line.task.name, line.task.report) for line in lines), config.out),
     )
 
 

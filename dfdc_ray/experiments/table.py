@@ -1,6 +1,6 @@
 """The table of the experiments beside the founding report's numbers, and a paragraph that says what the numbers say and no more."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -10,6 +10,7 @@ from rich.table import Table as ConsoleTable
 
 from dfdc_ray import __version__, pages
 from dfdc_ray.evaluate.metrics import FEW_GROUPS
+from dfdc_ray.evaluate.page import link
 from dfdc_ray.experiments.cells import CENTRE_NAME, IMPROVED_NAME, MAJORITY, SECONDS_NAME, Cell
 from dfdc_ray.experiments.config import ExperimentsConfig
 from dfdc_ray.pages import Section, Table
@@ -114,7 +115,13 @@ def page(config: ExperimentsConfig, lines: Sequence[Line], left_out: Mapping[str
         warnings=_warnings(config, lines),
         sections=_sections(config, lines, left_out),
         pictures=[],
+        reports=reports(((line.cell.name, line.uri) for line in lines), config.out),
     )
+
+
+def reports(lines: Iterable[tuple[str, str]], out: str) -> list[tuple[str, str | None]]:
+    """By name of a line where its own page is, as seen from one in `out`; None on S3. lines: names, and URIs of their report.json."""
+    return [(name, link(uri.removesuffix(".json") + ".html", out)) for name, uri in lines]
 
 
 def _improved(lines: Sequence[Line]) -> Line:

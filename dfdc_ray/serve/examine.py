@@ -22,6 +22,7 @@ from dfdc_ray.serve.judge import Evidence, judge
 from dfdc_ray.serve.score import to_json, video_of
 
 MOST_HEAT = 128  # faces of a video that get a heat map
+MOST_FACES = 2000  # pictures of a video that are scored: some minutes on two cores, which nothing else limits
 _PATH = re.compile(r"(?:/[^/\s:'\"]+){2,}")
 _BEGINS = re.compile(r" It begins with b(['\"]).*\1\.$")  # for whoever looks into a corpus; nothing to whoever sent a video
 _HINT = "Try an MP4 with H.264, which any phone or editor can write."
@@ -62,6 +63,11 @@ class Examiner:
             raise Refused(_said(str(error), path)) from error
         if result.ledger["status"] not in ("ok", "no_face"):
             raise Refused(_refusal(result, path))
+        if len(result.faces) > MOST_FACES:
+            raise Refused(
+                f"There are {len(result.faces)} faces in the frames that were looked at, and at most {MOST_FACES} are scored. "
+                "Cut out the part of the picture that matters."
+            )
         progress("score", None)
         with self._models:
             evidence = judge(name, result, self.scorer, self.settings)
@@ -158,7 +164,7 @@ def _document(
     """As `dfdc-ray predict --json`, and what a page needs besides. faces: in the order of the pictures' numbers."""
     video = evidence.video
     counted = {track.track_id for track in video.tracks if track.counted}
-    with_face = {row["frame"] for row in evidence.rows}
+    with_face = {row["frame"] for row in result.faces}  # evidence is not all of them: a model that listens leaves out those without sound
     faces: Sequence[dict[str, Any]] = [
         {
             "n": n,
@@ -171,8 +177,8 @@ def _document(
         }
         for n, (row, score) in enumerate(zip(evidence.rows, evidence.scores, strict=True))
     ]
-    weights = f"weights {weights_of(scorer.config)[:12]}"
-    return to_json([video], scorer, checkpoints=[weights], frames=settings.frames * (settings.clips or 1)) | {
+    weights = [f"weights {one[:12]}" for one in weights_of(scorer.config).split("; ")]
+    return to_json([video], scorer, checkpoints=weights, frames=settings.frames * (settings.clips or 1)) | {
         "faces": faces,
         "frames_without_face": [{"frame": frame, "time_s": time_s} for frame, time_s in result.sampled if frame not in with_face],
         "calibrated": scorer.calibration is not None,

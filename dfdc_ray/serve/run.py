@@ -6,16 +6,22 @@ One replica holds the queue, the models and the results, and decodes in a proces
 over it. Everything belongs to a private Ray session that ends with the command: uploads and results go with it.
 """
 
+import fcntl
 import ipaddress
 import logging
+import math
+import os
+import shutil
 import signal
 import socket
 import tempfile
 import threading
 import time
-from contextlib import suppress
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
+from types import FrameType
 
 import ray
 
@@ -37,15 +43,18 @@ except ImportError as error:
 
 APP = "dfdc-ray"
 _END_S = 10.0  # for requests under way, when all ends
+_UPLOADS = "dfdc-ray-serve-"  # begins the name of the folder for uploads
 
 
 def serve(config: ServeConfig) -> None:
-    """The command. Returns after Ctrl-C or SIGTERM. UserError for what cannot be used, before Ray starts."""
+    """The command. Returns after Ctrl-C, SIGTERM, or the end of its terminal. UserError for what cannot be used, before Ray starts."""
     _check(config)
     load_predictor(*config.checkpoint, frames=config.frames)  # refuses here what the replica could only fail of
     config = replace(config, checkpoint=tuple(map(storage.absolute, config.checkpoint)))
-    with tempfile.TemporaryDirectory(prefix="dfdc-ray-serve-") as folder:  # for this user alone
+    with uploads_folder() as folder:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # also where the shell had it ignored, as it does in the background
+        if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup
+            signal.signal(signal.SIGHUP, _end)
         try:
             _start(config, folder)
             _announce(config)
@@ -58,12 +67,50 @@ def serve(config: ServeConfig) -> None:
             _stop()
 
 
+@contextmanager
+def uploads_folder() -> Iterator[str]:
+    """A folder for this user alone, locked while this process lives. Those of servers that were killed, whose locks went with them, go."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_UPLOADS}*"):
+        if (lock := _lock(left)) is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(lock)
+    while True:
+        with tempfile.TemporaryDirectory(prefix=_UPLOADS) as folder:
+            if (lock := _lock(Path(folder))) is None:  # another server, which starts now, took it for one that was left
+                continue
+            try:
+                yield folder
+            finally:
+                os.close(lock)
+            return
+
+
+def _lock(folder: Path) -> int | None:
+    """A file descriptor that holds the lock of this user's folder; None where another process does, or there is no such folder."""
+    try:
+        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if os.fstat(lock).st_uid == os.geteuid() and folder.exists():
+            return lock
+    except OSError:
+        pass
+    os.close(lock)
+    return None
+
+
+def _end(number: int, frame: FrameType | None) -> None:
+    raise SystemExit(128 + number)
+
+
 def _check(config: ServeConfig) -> None:
     if cluster.joined():
         raise UserError("RAY_ADDRESS is set, and `serve` works on this machine alone, in a Ray session of its own: unset RAY_ADDRESS.")
-    for name in ("port", "frames", "max_mb", "max_seconds", "max_waiting", "keep_minutes", "keep_results", "video_timeout_s"):
-        if getattr(config, name) <= 0:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name):g}: must be above 0.")
+    for name, value in asdict(config).items():
+        if isinstance(value, int | float) and not 0 < value < math.inf:
+            raise UserError(f"--{name.replace('_', '-')} {value:g}: must be above 0.")
     try:
         family, kind, proto, _, address = socket.getaddrinfo(config.host, config.port, type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, proto) as probe:
@@ -140,7 +187,7 @@ def build_app(config: ServeConfig, folder: str) -> FastAPI:
     """The application, with its queue and models, in the process that calls this. folder: for the uploads; exists and is private."""
     import torch
 
-    from dfdc_ray.serve.app import LOOPBACK, create_app
+    from dfdc_ray.serve.app import create_app
     from dfdc_ray.serve.examine import Examiner, card
     from dfdc_ray.serve.jobs import Jobs, Limits
 
@@ -164,8 +211,17 @@ def build_app(config: ServeConfig, folder: str) -> FastAPI:
         card=card(scorer, settings) | {"max_seconds": config.max_seconds},
         report=examiner.report,
         close=examiner.close,
-        hosts=(*LOOPBACK, config.host) if is_loopback(config.host) else None,
+        hosts=hosts(config),
     )
+
+
+def hosts(config: ServeConfig) -> tuple[str, ...] | None:
+    """The names by which the page may be asked for; None: any, since those of an address that others reach are not known here."""
+    from dfdc_ray.serve.app import LOOPBACK
+
+    if config.name or is_loopback(config.host):
+        return (*LOOPBACK, config.host, *(name.lower() for name in config.name))
+    return None
 
 
 def _announce(config: ServeConfig) -> None:
@@ -176,7 +232,7 @@ def _announce(config: ServeConfig) -> None:
     else:
         console.print(
             f"[bold yellow]Warning:[/] it listens on {config.host}, and there is no authentication and no encryption: anyone who reaches "
-            "this address can upload, and see how much others do. Put it behind a server that asks who they are.",
+            "this address can upload, and see how much others do. Put it behind a server that asks who they are (--name).",
             highlight=False,
             soft_wrap=True,
         )

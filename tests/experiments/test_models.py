@@ -19,7 +19,7 @@ from dfdc_ray.errors import UserError
 from dfdc_ray.experiments import models_table
 from dfdc_ray.experiments.config import BonettiniConfig, ModelsConfig
 from dfdc_ray.experiments.models import COMBINATIONS, Task, chosen, combinations, faces_of, macs_a_video, trainings
-from dfdc_ray.models import NAMES, takes_clips
+from dfdc_ray.models import NAMES, only_side, takes_clips
 
 CONFIG = ModelsConfig(corpus=("/data/dfdc",), out="/out")
 
@@ -43,7 +43,7 @@ def test_the_budget_is_the_same_for_all() -> None:
         assert isinstance(task.make, TrainConfig)
         pictures = task.make.batch_size * (CONFIG.frames if takes_clips(task.make.model) else 1)
         assert (task.make.epochs, pictures, task.make.faces) == (5, 32, "/out/faces")
-        assert task.make.image_size == (256 if task.make.model.startswith("meso") else 224)
+        assert task.make.image_size == (only_side(task.make.model) or 224)
     weights = {task.name: task.make.weights for task in _tasks(CONFIG) if isinstance(task.make, TrainConfig)}
     assert (weights["resnet34"], weights["r3d_18"], weights["meso4"]) == ("imagenet", "kinetics", "none")
     assert weights["resnet34_3d-cutmix"] == "imagenet"
@@ -129,6 +129,7 @@ def test_the_table_and_the_plot() -> None:
     seen.check()
     assert HOSTILE in seen.text
     assert seen.all("img", "src") == [pages.data_uri(picture)]
+    assert seen.all("a", "href") == [f"lines/{line.task.key}/report/report.html" for line in lines]
     assert "resnet340.750 (0.650-0.850)" in seen.words
     assert "each checkpoint is that with the lowest loss" in seen.words
     assert "it did not fit" in Seen(models_table.page(CONFIG, [], {"meso4": "it did not fit"}, picture)).text

@@ -7,7 +7,7 @@ from seen import HOSTILE, Seen
 
 from dfdc_ray.experiments.cells import IMPROVED_NAME, cells, curve
 from dfdc_ray.experiments.config import ExperimentsConfig
-from dfdc_ray.experiments.table import Line, markdown, page
+from dfdc_ray.experiments.table import Line, markdown, page, reports
 
 CONFIG = ExperimentsConfig(corpus=("videos",), out="out")
 
@@ -126,4 +126,7 @@ def test_the_page_says_the_same() -> None:
     words = markdown(CONFIG, lines, left_out).split("What the numbers say")[1].strip()
     assert words in seen.words
     assert f"{IMPROVED_NAME}0.8000 (0.780-0.820)0.94000.7000" in seen.words
+    assert len(seen.all("a", "href")) == len(lines)
+    there = (("a", "/out/cells/x y/report/report.json"), ("b", "s3://bucket/report.json"))
+    assert reports(there, "/out") == [("a", "cells/x%20y/report/report.html"), ("b", None)]
     assert len([tag for tag, _ in seen.tags if tag == "tr"]) == 1 + 13

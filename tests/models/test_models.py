@@ -13,7 +13,7 @@ from torchvision.transforms.v2 import functional
 
 from dfdc_ray.errors import UserError
 from dfdc_ray.experiments.models import macs
-from dfdc_ray.models import NAMES, check_side, create_model, load_weights, takes_clips, takes_sound
+from dfdc_ray.models import NAMES, check_side, create_model, load_weights, only_side, takes_clips, takes_sound
 from dfdc_ray.models.chroma import chroma_maps
 from dfdc_ray.models.efficientnet_lite0 import EfficientNetLite0
 from dfdc_ray.video.sound import WINDOW
@@ -22,7 +22,7 @@ from dfdc_ray.video.sound import WINDOW
 @pytest.mark.parametrize("name", NAMES)
 def test_logits(name: str) -> None:
     model = create_model(name).eval()
-    side = 256 if name.startswith("meso") else 64
+    side = only_side(name) or 64
     inputs = [torch.rand(2, 8, 3, side, side) if takes_clips(name) else torch.rand(2, 3, side, side)]
     inputs += [torch.rand(2, 8, WINDOW)] if takes_sound(name) else []
     logits = model(*inputs)

@@ -257,6 +257,17 @@ def test_other_web_sites_can_neither_read_nor_send(site: Site) -> None:
     assert site.send(headers={"Origin": site.url}).status_code == 202
 
 
+def test_a_server_in_front_may_have_a_name_of_its_own(tmp_path: Path) -> None:
+    site = Site(tmp_path)
+    jobs = Jobs(tmp_path, site.work, Limits(max_bytes=MOST))
+    with served(create_app(jobs, card=CARD, report=site.report, close=site.close, hosts=("page.example",))) as site.url:
+        front = {"Host": "page.example", "Origin": "https://page.example"}  # which passes on what the browser asked it for
+        assert site.get("/api/model", headers=front).status_code == 200
+        assert site.send(headers=front).status_code == 202
+        assert site.send(headers=front | {"Origin": "https://evil.example"}).status_code == 403
+        assert site.get("/api/model").status_code == 421
+
+
 def test_the_api_describes_itself(site: Site) -> None:
     api = site.get("/openapi.json").json()
     for path, methods in api["paths"].items():

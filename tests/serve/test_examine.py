@@ -5,15 +5,20 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from moving_face import FACE_SECONDS
 from PIL import Image
 
-from dfdc_ray.serve.examine import Examiner, _said, card
+from dfdc_ray.evaluate import members
+from dfdc_ray.preprocess.unit import VideoResult
+from dfdc_ray.serve.examine import Examiner, _document, _said, card
 from dfdc_ray.serve.jobs import Refused
+from dfdc_ray.serve.judge import Evidence, VideoScore
 from dfdc_ray.serve.score import load_predictor
+from dfdc_ray.train import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +60,42 @@ def test_a_face_comes_with_its_evidence(examiner: Examiner, folder: Path, tmp_pa
     assert str(tmp_path) not in report
 
 
+def test_several_checkpoints_are_named_by_their_weights(best: Path, folder: Path, tmp_path: Path) -> None:
+    loaded = checkpoint.load(str(best))
+    known = dict.fromkeys(members._NEEDED, "") | {"split": "hash:0", "prior": 0.5, "versions": {}}
+    known |= {"train_groups": [], "validation_groups": []} | loaded.config
+    for name in "ab":
+        weights = {key: value + (name == "b") for key, value in loaded.weights.items()}
+        checkpoint.save(str(tmp_path / name), weights=weights, config=known, state=None)
+    scorer, _, settings = load_predictor(str(tmp_path / "a"), str(tmp_path / "b"), frames=2)
+    a, b = (checkpoint.load(str(tmp_path / name)).config["files"]["model.safetensors"] for name in "ab")
+    assert card(scorer, settings)["weights_sha256"] == f"{a}; {b}"
+    examiner = Examiner(scorer, settings, timeout_s=60, memory_bytes=4 << 30, longest_s=10)
+    try:
+        found = examiner(upload(folder, tmp_path, "face.mp4"), "a.mp4", lambda *_: None)
+        assert found.document["checkpoint"] == f"weights {a[:12]}, weights {b[:12]}"
+        assert f"{a}; {b}" in examiner.report(found).decode()
+    finally:
+        examiner.close()
+
+
 def test_no_face_is_a_result_without_a_verdict(examiner: Examiner, folder: Path, tmp_path: Path) -> None:
     found = examiner(upload(folder, tmp_path, "empty.mp4"), "a.mp4", lambda *_: None)
     (video,) = found.document["videos"]
     assert (video["status"], video["score"], video["error"]) == ("no_face", None, "no face in 8 sampled frames")
     assert len(found.document["frames_without_face"]) == 8
     assert (found.faces, found.heat, found.document["meaning"]) == ((), {}, None)
+
+
+def test_a_face_without_sound_is_not_said_to_be_absent() -> None:
+    """A model that listens scores the clips that have sound alone; here the first of two with a face."""
+    rows = [{"frame": frame, "time_s": frame / 25, "track_id": 0} for frame in (0, 50)]
+    result = VideoResult({}, faces=rows, sampled=((0, 0.0), (50, 2.0), (100, 4.0)))
+    evidence = Evidence(video=VideoScore(uri="a.mp4", status="ok", score=0.5), rows=tuple(rows[:1]), scores=(0.5,))
+    scorer = SimpleNamespace(config={"model": "av_sync", "files": {"model.safetensors": "0"}}, rule="mean", calibration=None, clips=True)
+    found = _document(scorer, SimpleNamespace(frames=16, clips=3), evidence, result, heat=set(), has_maps=False)
+    assert [face["frame"] for face in found["faces"]] == [0]
+    assert found["frames_without_face"] == [{"frame": 100, "time_s": 4.0}]
 
 
 def test_what_cannot_be_read_is_refused_with_what_to_do(examiner: Examiner, folder: Path, tmp_path: Path) -> None:
@@ -88,6 +123,14 @@ def test_a_long_video_is_refused_before_it_is_decoded(best: Path, folder: Path, 
     finally:
         examiner.close()
     assert set(steps) == {"read"}
+
+
+def test_a_crowd_is_refused_before_it_is_scored(examiner: Examiner, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfdc_ray.serve.examine.MOST_FACES", 5)
+    steps: list[str] = []
+    with pytest.raises(Refused, match=r"There are 6 faces in the frames that were looked at, and at most 5 are scored"):
+        examiner(upload(folder, tmp_path, "face.mp4"), "a.mp4", lambda stage, _: steps.append(stage))
+    assert steps[-1] == "faces"
 
 
 def test_giving_up_ends_the_decoding(examiner: Examiner, folder: Path, tmp_path: Path) -> None:

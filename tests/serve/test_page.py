@@ -1,6 +1,7 @@
 """The score page in a real browser: from the file to the verdict and its evidence, by mouse and keyboard, light, dark, on a telephone."""
 
 import shutil
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from serving import served
 
 from dfdc_ray.serve.app import create_app
 from dfdc_ray.serve.examine import Examiner, card
-from dfdc_ray.serve.jobs import Jobs, Limits
+from dfdc_ray.serve.jobs import Jobs, Limits, Upload
 from dfdc_ray.serve.score import load_predictor
 
 CHROMIUM = shutil.which("chromium")
@@ -98,10 +99,43 @@ def test_from_a_file_to_the_evidence(page: Page, folder: Path) -> None:
 
     result = page.request.get(page.locator(".json").evaluate("link => link.href"))
     assert result.json()["videos"][0]["uri"] == "face.mp4"
+    track = result.json()["faces"][0]["track_id"]  # by which the report and `predict` name it too
+    assert last.startswith(f"Face {track} at ")
+    assert page.locator(".timeline text").first.text_content() == f"Face {track}"
     page.get_by_role("button", name="Remove face.mp4").click()
     expect(page.locator(".card")).to_have_count(0)
     expect(page.locator("#file")).to_be_focused()
     assert page.request.get(result.url).status == 404
+
+
+def test_the_video_goes_to_the_very_frame_that_was_scored(page: Page, folder: Path) -> None:
+    scored(page, folder / "face.mp4")
+    page.wait_for_function("document.querySelector('video').readyState >= 2")
+    faces = page.request.get(page.locator(".json").evaluate("link => link.href")).json()["faces"]
+    choose = """n => new Promise((done) => {
+        document.querySelector("video").requestVideoFrameCallback((_, frame) => done(frame.mediaTime));
+        document.querySelectorAll(".strip button")[n].click();
+        setTimeout(() => done(-1), 20000); // no other frame came
+    })"""
+    shown = [page.evaluate(choose, face["n"]) for face in faces]
+    assert shown == pytest.approx([face["time_s"] for face in faces], abs=1e-3)
+
+
+def test_removing_what_was_sent_and_not_answered_yet(page: Page, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The page does not know its id then, and must not leave it on the server."""
+    removed, finish = threading.Event(), Upload.finish
+
+    def slowly(upload: Upload[Any], name: str) -> str:
+        assert removed.wait(60)
+        return finish(upload, name)
+
+    monkeypatch.setattr(Upload, "finish", slowly)
+    page.set_input_files("#file", folder / "face.mp4")
+    expect(page.locator(".state")).to_have_text("Sent.")
+    page.get_by_role("button", name="Remove face.mp4").click()
+    with page.expect_response(lambda response: response.request.method == "DELETE") as deleted:
+        removed.set()
+    assert deleted.value.status == 204
 
 
 def test_several_and_bad_ones(page: Page, folder: Path, tmp_path: Path) -> None:

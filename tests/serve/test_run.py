@@ -9,6 +9,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -18,7 +19,8 @@ from serving import verdict
 from dfdc_ray import cli
 from dfdc_ray.bench.config import BenchServeConfig
 from dfdc_ray.bench.serve import serve as bench
-from dfdc_ray.serve.run import is_loopback
+from dfdc_ray.config import ServeConfig
+from dfdc_ray.serve.run import hosts, is_loopback, uploads_folder
 
 LIMIT_S = 200
 
@@ -46,7 +48,8 @@ def test_what_cannot_work_is_said_before_ray(best: Path, capsys: pytest.CaptureF
         assert f"port {port}: Address already in use" in said("--checkpoint", str(best), "--port", port)
     port = str(free_port())
     assert "checkpoint" in said("--checkpoint", str(best / "nowhere"), "--port", port)
-    assert "--max-mb 0: must be above 0" in said("--checkpoint", str(best), "--max-mb", "0")
+    for option, value in (("--max-mb", "0"), ("--video-memory-mb", "-1"), ("--max-seconds", "inf"), ("--keep-minutes", "nan")):
+        assert f"{option} {value}: must be above 0" in said("--checkpoint", str(best), option, value)
     assert "Cannot listen on 203.0.113.7" in said("--checkpoint", str(best), "--host", "203.0.113.7")
     monkeypatch.setenv("RAY_ADDRESS", "x")
     assert "unset RAY_ADDRESS" in said("--checkpoint", str(best))
@@ -57,6 +60,34 @@ def test_what_cannot_work_is_said_before_ray(best: Path, capsys: pytest.CaptureF
 )
 def test_what_only_this_machine_reaches(host: str, local: bool) -> None:
     assert is_loopback(host) == local
+
+
+@pytest.mark.parametrize(
+    ("options", "known"),
+    [
+        ({}, ("localhost", "127.0.0.1", "::1", "127.0.0.1")),
+        ({"host": "0.0.0.0"}, None),
+        ({"name": ("Page.example",)}, ("localhost", "127.0.0.1", "::1", "127.0.0.1", "page.example")),
+        ({"host": "0.0.0.0", "name": ("a", "b")}, ("localhost", "127.0.0.1", "::1", "0.0.0.0", "a", "b")),
+    ],
+)
+def test_by_which_names_it_may_be_asked_for(options: dict[str, Any], known: tuple[str, ...] | None) -> None:
+    assert hosts(ServeConfig(checkpoint=("unused",), **options)) == known
+
+
+def test_uploads_of_a_killed_server_go_when_the_next_one_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    (tmp_path / "of somebody else").mkdir()
+    (tmp_path / "dfdc-ray-serve-link").symlink_to("of somebody else")
+    kill = (
+        "import os; from dfdc_ray.serve.run import uploads_folder\nwith uploads_folder() as f: open(f + '/x', 'w'); os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", kill], env=os.environ | {"TMPDIR": str(tmp_path)}, check=False, timeout=100)
+    (left,) = tmp_path.glob("dfdc-ray-serve-*/x")
+    with uploads_folder() as first, uploads_folder() as second:  # of two servers that run
+        assert not left.exists()
+        assert [Path(folder).stat().st_mode & 0o777 for folder in (first, second)] == [0o700, 0o700]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["dfdc-ray-serve-link", "of somebody else"]
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dfdc_ray.models import NAMES, create_model, takes_clips, takes_sound
+from dfdc_ray.models import NAMES, create_model, only_side, takes_clips, takes_sound
 from dfdc_ray.train.loop import schedule
 from dfdc_ray.train.objectives import Siamese, bce, for_training, l2, triplet
 from dfdc_ray.video.sound import WINDOW
@@ -81,7 +81,7 @@ def test_a_batch_of_one_class_has_no_triplets() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_every_model_has_features_for_triplets(name: str) -> None:
     model = create_model(name)
-    side = 256 if name.startswith("meso") else 64
+    side = only_side(name) or 64
     inputs = [torch.rand(2, 8, 3, side, side) if takes_clips(name) else torch.rand(2, 3, side, side)]
     inputs += [torch.rand(2, 8, WINDOW)] if takes_sound(name) else []
     logits, features = for_training(model, "triplet")(*inputs)

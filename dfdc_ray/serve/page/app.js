@@ -2,6 +2,7 @@
 "use strict";
 
 const POLL_MS = 700;
+const WITHIN_S = 0.001; // after a frame's begin: browsers round a time down, and would show the frame before
 const STAGES = { read: "Opening the video", faces: "Looking for faces", score: "Scoring the faces", heat: "Drawing heat maps" };
 const byId = (id) => document.getElementById(id);
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
@@ -51,9 +52,9 @@ class Card {
     }
     for (;;) {
       const { status, answer, retry } = await this.upload();
-      if (this.gone) return;
+      if (status === 202) this.url = answer.url;
+      if (this.gone) return this.forget();
       if (status === 202) {
-        this.url = answer.url;
         this.follow().catch((error) => this.fail(error.message));
         return;
       }
@@ -69,12 +70,14 @@ class Card {
   upload() {
     const form = new FormData();
     form.append("file", this.file);
+    this.sent = false;
     return new Promise((done, fail) => {
       const request = this.request = new XMLHttpRequest();
       request.open("POST", "api/videos");
       request.responseType = "json";
       request.upload.onprogress = (event) => {
         const share = event.loaded / event.total;
+        this.sent = share === 1;
         this.state(share < 1 ? `Sending: ${percent(share)} of ${megabytes(this.file.size)}` : "Sent.", share);
       };
       request.onload = () => done({ status: request.status, answer: request.response || {}, retry: Number(request.getResponseHeader("Retry-After")) });
@@ -125,10 +128,12 @@ class Card {
     say(`${this.file.name}: ${message}`);
   }
 
+  forget() { if (this.url) fetch(this.url, { method: "DELETE" }).catch(() => {}); }
+
   remove() {
     this.gone = true;
-    if (this.request) this.request.abort();
-    if (this.url) fetch(this.url, { method: "DELETE" }).catch(() => {});
+    if (this.request && !this.sent) this.request.abort(); // else the answer is awaited: it names what is to be deleted
+    this.forget();
     if (this.source) URL.revokeObjectURL(this.source);
     if (this.watch) this.watch.disconnect();
     const next = this.element.nextElementSibling;
@@ -225,7 +230,7 @@ class Card {
     this.choose(counted.reduce((best, face) => (face.score > best.score ? face : best), counted[0] || faces[0]).n, false);
   }
 
-  name(face) { return `face ${face.track_id + 1} at ${seconds(face.time_s)}, score ${face.score.toFixed(3)}`; }
+  name(face) { return `face ${face.track_id} at ${seconds(face.time_s)}, score ${face.score.toFixed(3)}`; }
 
   // Show a face. seek: the video goes there too.
   choose(n, seek) {
@@ -250,7 +255,7 @@ class Card {
     for (const [k, point] of (this.points || new Map())) point.setAttribute("aria-pressed", String(k === n));
     if (seek) {
       this.player.pause();
-      this.player.currentTime = face.time_s;
+      this.player.currentTime = face.time_s + WITHIN_S;
       say(`Shown: ${this.name(face)}`);
     }
   }
@@ -272,7 +277,7 @@ class Card {
     for (const track of tracks) {
       const mine = faces.filter((face) => face.track_id === track);
       const low = top + gap + tall, y = (score) => low - 6 - (tall - 12) * score;
-      const title = `Face ${track + 1}${mine[0].counted ? "" : ", too rare to count"}`;
+      const title = `Face ${track}${mine[0].counted ? "" : ", too rare to count"}`;
       const lane = svg("g", { role: "group", "aria-label": `${title}: ${plural(mine.length, "point", "points")}` });
       if (!mine[0].counted) lane.classList.add("other");
       const ground = svg("rect", { x: left, y: top + gap, width: width - left - right, height: tall, class: "lane", rx: 4 });
@@ -361,7 +366,7 @@ async function describe() {
   add("Trained on", `${plural(model.training_groups, "group", "groups")} of videos (split ${model.split || "unknown"}). It knows the kinds of fakes that were among them.`);
   add("Faces", model.detector ? `found by ${model.detector} in ${model.frames} frames of a video, cut with a margin of ${model.crop_margin}` : `whole frames, ${model.frames} of a video`);
   add("It shows", [model.heat_maps && "heat maps (Grad-CAM)", model.maps && "maps of its own"].filter(Boolean).join(", ") || "no maps: it cannot say where it looks");
-  add("Weights", `SHA-256 ${model.weights_sha256.slice(0, 16)}...`);
+  add("Weights", `SHA-256 ${model.weights_sha256.split("; ").map((one) => `${one.slice(0, 16)}...`).join(", ")}`);
 }
 
 function take(files) { for (const file of files) new Card(file); }
