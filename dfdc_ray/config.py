@@ -182,8 +182,6 @@ class TrainConfig:
     """Lay the frames of a clip over its middle one before anything else, in training as in scoring; for models that look at clips."""
     cutmix: float = 0.0
     """Share of the steps in which a part of each picture or clip comes from another one, and its label with it (Yun et al. 2019)."""
-    misplace_sound: float = 0.0
-    """Share of the drawn real clips that get the sound of another moment or clip, and are fakes then; for models that listen."""
     groups: int | None = None
     """Train on only so many groups of the training split, drawn by the seed: for a learning curve. Unset: all."""
     epochs: int = 5
@@ -214,7 +212,7 @@ class TrainConfig:
 class EvaluateConfig:
     """Judge a checkpoint on a split, beside the baselines.
 
-    Metrics by frame and by video, as JSON, Markdown and pictures.
+    Metrics by frame and by video, as a page, JSON, Markdown and pictures.
     """
 
     faces: str

@@ -29,7 +29,7 @@ from dfdc_ray.models import create_model, takes_sound
 from dfdc_ray.shards.dataset import Batch, FaceDataset, loader
 from dfdc_ray.shards.order import FixedOrder, ShuffledOrder
 from dfdc_ray.train import checkpoint, transforms
-from dfdc_ray.train.mix import cutmix, misplace
+from dfdc_ray.train.mix import cutmix
 from dfdc_ray.train.objectives import OBJECTIVES, for_training
 from dfdc_ray.train.plan import Plan, checkpoints, on_this_node
 from dfdc_ray.train.progress import Board, Meter
@@ -131,8 +131,6 @@ def _train_epoch(run: "_Run", stream: Iterator[Batch], steps_per_epoch: int, met
         torch.manual_seed(_step_seed(config.seed, at.step, run.rank))  # so dropout needs no state to resume
         if config.cutmix:
             batch = cutmix(batch, config.cutmix)
-        if config.misplace_sound:
-            batch = misplace(batch, config.misplace_sound)
         loss = step(run.ddp, run.optimizer, batch, objective=config.objective, device=run.device)
         losses += loss * config.batch_size
         at.step += 1

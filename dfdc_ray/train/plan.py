@@ -225,12 +225,6 @@ def _check_samples(config: TrainConfig) -> None:
         raise UserError(
             "--cutmix makes labels between real and fake, and --objective triplet wants samples of one class: give one of them."
         )
-    if not 0 <= config.misplace_sound <= 1:
-        raise UserError(f"--misplace-sound {config.misplace_sound}: a share of the real clips, from 0 to 1.")
-    if config.misplace_sound and not takes_sound(config.model):
-        raise UserError(f"--misplace-sound is for models that listen, and --model {config.model} does not.")
-    if config.misplace_sound and config.batch_size // config.workers < 2:
-        raise UserError("--misplace-sound takes sound from another clip of the batch: give a larger --batch-size or fewer --workers.")
     if config.cutmix and takes_sound(config.model):
         raise UserError(f"--cutmix mixes pictures and no sound, to which --model {config.model} listens.")
     if config.self_blend and takes_clips(config.model):
