@@ -307,12 +307,6 @@ class ServeConfig:
     """Largest file, in MB."""
     max_seconds: float = 600.0
     """Longest video."""
-    max_waiting: int = 50
-    """Videos that may wait; further ones are asked to come back."""
-    keep_minutes: float = 60.0
-    """Results are forgotten so long after they were found."""
-    keep_results: int = 100
-    """More results than these are not kept: the oldest goes."""
     video_timeout_s: float = 300.0
     """A video whose decoding takes longer is stopped, tried once more, then refused."""
     video_memory_mb: int = 4096

@@ -16,7 +16,6 @@ from dfdc_ray.train import transforms
 from dfdc_ray.train.validation import to_device
 
 SIDE = 224  # pixels of a page's pictures, at most
-_SHOWN = 3  # frames of a clip
 _BATCH, _CLIPS = 16, 2
 _OPACITY = 0.55  # of the hottest place
 
@@ -30,9 +29,9 @@ class Shown:
     at: int = 0  # which frame of a clip it is
 
 
-def shown(scorer: Scorer, pictures: Sequence[Sequence[bytes]]) -> list[list[Shown]]:
-    """For each encoded face one, for each clip a few of its frames; the hottest place is that of them all."""
-    wanted = [np.unique(np.linspace(0, len(each) - 1, _SHOWN if scorer.clips else 1).round().astype(int)).tolist() for each in pictures]
+def shown(scorer: Scorer, pictures: Sequence[Sequence[bytes]], *, of_clip: int = 3) -> list[list[Shown]]:
+    """For each encoded face one, for each clip so many of its frames, the first among them; the hottest place is that of all pictures."""
+    wanted = [np.unique(np.linspace(0, len(each) - 1, of_clip if scorer.clips else 1).round().astype(int)).tolist() for each in pictures]
     maps = heat_maps(scorer, pictures)
     if maps is None:
         return [[Shown(_small(decode(each[at])), None, at) for at in some] for each, some in zip(pictures, wanted, strict=True)]
@@ -67,8 +66,8 @@ def heat_maps(scorer: Scorer, pictures: Sequence[Sequence[bytes]]) -> tuple[np.n
         total = total + member.weight * functional.interpolate(_heat(scorer, member, faces), seen.shape[-2:], mode="bilinear")
     total = total.clamp(min=0)
     heat: np.ndarray = (total / total.max().clamp(min=torch.finfo(torch.float32).tiny)).numpy()
-    shown = (seen.clamp(0, 1) * 255).round().to(torch.uint8).movedim(-3, -1).numpy()
-    return (shown, heat) if scorer.clips else (shown[:, 0], heat[:, 0])
+    rgb = (seen.clamp(0, 1) * 255).round().to(torch.uint8).movedim(-3, -1).numpy()
+    return (rgb, heat) if scorer.clips else (rgb[:, 0], heat[:, 0])
 
 
 def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
@@ -81,9 +80,8 @@ def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 def _seen(member: Member, faces: Sequence[torch.Tensor]) -> torch.Tensor:
     """float32 [N,T,3,S,S], RGB in 0..1, of what a model is given."""
-    mean, std = (torch.tensor(member.transform[name])[:, None, None] for name in ("mean", "std"))
     way = transforms.evaluation(member.transform)
-    return torch.stack([way(each) for each in faces]) * std + mean
+    return transforms.pixels(member.transform, torch.stack([way(each) for each in faces]))
 
 
 def _heat(scorer: Scorer, member: Member, faces: Sequence[torch.Tensor]) -> torch.Tensor:

@@ -109,13 +109,12 @@ def score_rows(
             transform = transforms.evaluation(member.transform)
             changed = v2.Compose([functools.partial(_framewise, change), transform]) if change else transform
             dataset = FaceDataset(rows, changed, FixedOrder(len(rows), batch_size), sound=member.sound)
-            mean, std = (torch.tensor(member.transform[name])[:, None, None] for name in ("mean", "std"))
             for batch in loader(dataset, workers=min(_GPU_LOADERS, os.cpu_count() or 1) if on_gpu else 0, pin_memory=on_gpu):
                 positions = batch.positions.numpy()
                 found[positions] = scorer.logits(member, batch.images, batch.sound)
                 if each and member is scorer.members[0]:
                     images = batch.images if batch.images.ndim == 4 else batch.images[:, batch.images.shape[1] // 2]
-                    each(positions, images * std + mean)
+                    each(positions, transforms.pixels(member.transform, images))
                 work.advance(len(positions))
     return _sigmoid(scorer.together(list(logits)))
 

@@ -148,7 +148,7 @@ def evidence(jobs: Jobs[Finding], report: Callable[[Finding], bytes]) -> APIRout
 
     @router.get("/api/videos/{job_id}/faces/{n}.jpg", response_class=Response, responses=_NOT_FOUND, summary="A face")
     async def face(job_id: Id, n: Number) -> Response:
-        """As it was cut out for the model; of a model that looks at clips, one frame of the clip."""
+        """As it was cut out for the model; of a model that looks at clips, the first frame of the clip."""
         faces = _finding(jobs, job_id).faces
         if n >= len(faces):
             raise HTTPException(404, f"There are {len(faces)} faces.")

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dfdc_ray.errors import StorageError
-from dfdc_ray.evaluate.heat import explains, heat_maps, overlay
+from dfdc_ray.evaluate.heat import explains, shown
 from dfdc_ray.evaluate.scorer import Scorer, weights_of
 from dfdc_ray.faces.crop import decode, encode
 from dfdc_ray.preprocess.settings import Settings
@@ -140,18 +140,11 @@ def card(scorer: Scorer, settings: Settings) -> dict[str, Any]:
 
 
 def _drawn(scorer: Scorer, evidence: Evidence) -> tuple[tuple[bytes, ...], dict[int, bytes]]:
-    """JPEGs of the faces, and by row with their heat maps; of a clip its hottest frame, without heat its middle one."""
-    order = np.argsort(evidence.scores)[::-1][:MOST_HEAT]
-    chosen = sorted(order.tolist())
-    shown = [len(pictures) // 2 for pictures in evidence.pictures]
-    heat = {}
-    if (found := heat_maps(scorer, [evidence.pictures[n] for n in chosen])) is not None:
-        for n, seen, hot in zip(chosen, *found, strict=True):
-            if scorer.clips:
-                shown[n] = int(hot.mean((1, 2)).argmax())
-            one = (seen[shown[n]], hot[shown[n]]) if scorer.clips else (seen, hot)
-            heat[n] = encode(overlay(*one), "jpeg")
-    return tuple(_jpeg(pictures[at]) for pictures, at in zip(evidence.pictures, shown, strict=True)), heat
+    """JPEGs of the faces (of clips their first frames, whose time is theirs), and by row under their heat maps."""
+    chosen = sorted(np.argsort(evidence.scores)[::-1][:MOST_HEAT].tolist())
+    found = shown(scorer, [evidence.pictures[n] for n in chosen], of_clip=1)
+    heat = {n: one.heat for n, (one,) in zip(chosen, found, strict=True) if one.heat}
+    return tuple(_jpeg(pictures[0]) for pictures in evidence.pictures), heat
 
 
 def _jpeg(picture: bytes) -> bytes:

@@ -74,7 +74,7 @@ def _of_clip(scorer: Scorer, pictures: Sequence[bytes]) -> list[Row]:
     clip = torch.stack([_tensor(picture) for picture in pictures])
     shown = np.unique(np.linspace(0, len(clip) - 1, MOST).round().astype(int))
     member = next(member for member in scorer.members if member.clips)
-    seen = _pixels(member, transforms.evaluation(member.transform)(clip))
+    seen = transforms.pixels(member.transform, transforms.evaluation(member.transform)(clip))
     before = torch.cat([seen[:1], seen[:-1]])
     colours = chroma_maps(seen[None])[0]
     rows: list[Row] = [
@@ -102,7 +102,7 @@ def _attention(scorer: Scorer, member: Member, faces: Sequence[torch.Tensor]) ->
         scorer.logits(member, images)
     finally:
         hook.remove()
-    seen = _pixels(member, images)
+    seen = transforms.pixels(member.transform, images)
     maps = functional.interpolate(found[0].float().cpu(), seen.shape[-2:], mode="bilinear")
     low, high = maps.amin(), maps.amax()
     weight = (maps - low) / (high - low).clamp(min=1e-6)
@@ -111,12 +111,6 @@ def _attention(scorer: Scorer, member: Member, faces: Sequence[torch.Tensor]) ->
         (f"faces, as {member.name} sees them", _rgb(seen)),
         (f"its attention, dark {float(low):.2f} to bright {float(high):.2f}", _rgb(0.5 * seen.mean(1, keepdim=True) + 0.5 * heat)),
     ]
-
-
-def _pixels(member: Member, images: torch.Tensor) -> torch.Tensor:
-    """RGB in 0..1 of what a model is given."""
-    mean, std = (torch.tensor(member.transform[name])[:, None, None] for name in ("mean", "std"))
-    return images * std + mean
 
 
 def _red_and_blue(ratios: torch.Tensor) -> torch.Tensor:

@@ -200,14 +200,8 @@ def build_app(config: ServeConfig, folder: str) -> FastAPI:
         memory_bytes=config.video_memory_mb << 20,
         longest_s=config.max_seconds,
     )
-    limits = Limits(
-        max_bytes=int(config.max_mb * 1e6),
-        waiting=config.max_waiting,
-        keep_s=60 * config.keep_minutes,
-        keep=config.keep_results,
-    )
     return create_app(
-        Jobs(Path(folder), examiner, limits),
+        Jobs(Path(folder), examiner, Limits(max_bytes=int(config.max_mb * 1e6))),
         card=card(scorer, settings) | {"max_seconds": config.max_seconds},
         report=examiner.report,
         close=examiner.close,

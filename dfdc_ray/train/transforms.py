@@ -28,6 +28,12 @@ def evaluation(spec: dict[str, Any]) -> v2.Compose:
     return v2.Compose([*_first(spec), v2.Resize((size, size), antialias=True), *_normalise(spec)])
 
 
+def pixels(spec: dict[str, Any], images: torch.Tensor) -> torch.Tensor:
+    """RGB in 0..1 of what a model is given (float32 [...,3,S,S]): without its normalisation."""
+    mean, std = (torch.tensor(spec[name])[:, None, None] for name in ("mean", "std"))
+    return images * std + mean
+
+
 def training(spec: dict[str, Any]) -> v2.Compose:
     """The same with augmentation, drawn from torch's generator.
 

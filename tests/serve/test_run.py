@@ -48,7 +48,7 @@ def test_what_cannot_work_is_said_before_ray(best: Path, capsys: pytest.CaptureF
         assert f"port {port}: Address already in use" in said("--checkpoint", str(best), "--port", port)
     port = str(free_port())
     assert "checkpoint" in said("--checkpoint", str(best / "nowhere"), "--port", port)
-    for option, value in (("--max-mb", "0"), ("--video-memory-mb", "-1"), ("--max-seconds", "inf"), ("--keep-minutes", "nan")):
+    for option, value in (("--max-mb", "0"), ("--video-memory-mb", "-1"), ("--max-seconds", "inf"), ("--max-mb", "nan")):
         assert f"{option} {value}: must be above 0" in said("--checkpoint", str(best), option, value)
     assert "Cannot listen on 203.0.113.7" in said("--checkpoint", str(best), "--host", "203.0.113.7")
     monkeypatch.setenv("RAY_ADDRESS", "x")
