@@ -83,5 +83,10 @@ def s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
     forget_connections()
 
 
+def pytest_configure() -> None:
+    """One thread for each process, those that tests start included: two processes of two threads on two cores wait for each other."""
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
 def pytest_report_header() -> str:
     return f"S3 server of these tests: {installed()}"

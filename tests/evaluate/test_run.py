@@ -5,7 +5,6 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -56,15 +55,6 @@ def _faces(video: Video, rng: np.random.Generator, *, clips: bool) -> list[dict[
             if clips:  # the first two and the last two core frames of a track; no other has both of its frames
                 rows[-1] |= {"clip_id": frame // 20 if core else 2 + frame, "clip_position": frame // 10 % 2 if core else 0}
     return rows
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small pictures gain nothing from more threads, and lose much where other processes run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _row(name: str, part: int, original: str | None = None, label: str | None = "REAL") -> dict[str, Any]:

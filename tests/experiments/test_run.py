@@ -3,17 +3,21 @@
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from helpers import write_face_shards
 from torch import nn
 
+from dfdc_ray.cluster.run import connect
 from dfdc_ray.config import TrainConfig
 from dfdc_ray.demo.corpus import demo_split, write_corpus
 from dfdc_ray.errors import UserError
@@ -65,48 +69,38 @@ def _train_here(config: TrainConfig) -> None:
     train_loop(config, prepare(config))
 
 
-def _preprocess(config: object) -> None:
-    """In a process of its own, so that its Ray is gone afterwards."""
-    words = [sys.executable, "-c", _PREPROCESS, repr(config)]
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+@pytest.fixture
+def session(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One private Ray for all preprocessing of a test."""
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    stop = signal.getsignal(signal.SIGTERM)
+    connect()
+    yield
+    ray.shutdown()
+    signal.signal(signal.SIGTERM, stop)
 
 
-_PREPROCESS = """
-import sys
-from dfdc_ray.config import PreprocessConfig
-from dfdc_ray.preprocess.run import preprocess
-preprocess(eval(sys.argv[1]))
-"""
-
-
+@pytest.mark.usefixtures("session")
 def test_the_whole_table_in_miniature(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("dfdc_ray.models.resnet34.ResNet34", Small)
     monkeypatch.setattr(run, "train", _train_here)
-    monkeypatch.setattr(run, "preprocess", _preprocess)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     config = ExperimentsConfig(corpus=(str(corpus),), out=str(tmp_path / "out"), epochs=(1, 1), **SMALL)  # type: ignore[arg-type]
-    try:
-        run.report(config)
-        text = (tmp_path / "out" / "experiments.md").read_text()
-        for words in ("What the numbers say", "NOT COMPARABLE", "GENERATED CORPUS", "| split by frame |"):
-            assert words in text
-        lines = json.loads((tmp_path / "out" / "experiments.json").read_text())["lines"]
-        assert len(lines) == 12  # 11, and one of two groups
-        reports = [json.loads(Path(line["report"]).read_text()) for line in lines]
-        assert all(report["frame"]["metrics"]["n"] > 0 for report in reports)
+    run.report(config)
+    text = (tmp_path / "out" / "experiments.md").read_text()
+    for words in ("What the numbers say", "NOT COMPARABLE", "GENERATED CORPUS", "| split by frame |"):
+        assert words in text
+    lines = json.loads((tmp_path / "out" / "experiments.json").read_text())["lines"]
+    assert len(lines) == 12  # 11, and one of two groups
+    reports = [json.loads(Path(line["report"]).read_text()) for line in lines]
+    assert all(report["frame"]["metrics"]["n"] > 0 for report in reports)
 
-        before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("*") if path.is_file()}
-        capsys.readouterr()
-        run.report(config)
-        assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("*") if path.is_file()} == before
-        assert "epoch 1 of 1" not in capsys.readouterr().out
-    finally:
-        torch.set_num_threads(threads)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("*") if path.is_file()}
+    capsys.readouterr()
+    run.report(config)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("*") if path.is_file()} == before
+    assert "epoch 1 of 1" not in capsys.readouterr().out
 
 
 def _without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:

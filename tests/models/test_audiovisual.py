@@ -72,8 +72,6 @@ def _auc(model: nn.Module, score: Callable[[], torch.Tensor], labels: torch.Tens
 @pytest.mark.parametrize(("name", "rate", "epochs"), [("av_sync", 3e-3, 8), ("mfcc_lstm", 1e-2, 20)])
 def test_lips_that_do_not_go_with_the_sound_are_told_from_those_that_do(name: str, rate: float, epochs: int) -> None:
     torch.manual_seed(0)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     model = create_model(name)
     x, sound, labels = _clips(256)
     if isinstance(model, MfccLstm):
@@ -87,7 +85,6 @@ def test_lips_that_do_not_go_with_the_sound_are_told_from_those_that_do(name: st
     new, heard, truth = _clips(128, seed=1)
     assert _auc(model, lambda: model(new, heard), truth) > 0.9
     assert _auc(model, lambda: model(new, heard.flip(0)), truth) < 0.65  # with sound that belongs to other clips there is nothing to tell
-    torch.set_num_threads(threads)
 
 
 def test_pca_is_of_the_clips_it_was_fitted_to() -> None:

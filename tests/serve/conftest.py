@@ -1,6 +1,5 @@
-"""What the tests of scoring and of the score page share: videos, a checkpoint, and few threads."""
+"""What the tests of scoring and of the score page share: videos and a checkpoint."""
 
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,15 +13,6 @@ from dfdc_ray.preprocess.settings import settings_of
 from dfdc_ray.train import checkpoint, transforms
 
 SETTINGS = settings_of(PreprocessConfig(corpus=("unused",), out="unused", frames=32, real_multiplier=4))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small pictures gain nothing from more threads, and lose much where other processes run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """The printable page of a scored video: its numbers are the video's, nothing in it is obeyed or fetched, without a score it says why."""
 
 import re
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,15 +21,6 @@ from dfdc_ray.train import checkpoint, transforms
 
 CALIBRATION = Calibration(rule="mean", a=2.0, b=0.5, reals=11, fakes=22, data_hash="d", weights="w")
 SCORES = np.array([0.1, 0.9, 0.4, 0.6, 0.2, 0.8, 0.3, 0.95])  # the last is a passer-by's
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small pictures gain nothing from more threads, and lose much where other processes run."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def _scorer(folder: Path, model: str, calibration: Calibration | None = CALIBRATION) -> Scorer:

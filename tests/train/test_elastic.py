@@ -45,7 +45,6 @@ class Stopped(Exception):
 
 def _process(rank: int, world_size: int, meeting: str, config: TrainConfig, steps: int | None) -> None:
     """Train; after so many steps, if given, die between two of them."""
-    torch.set_num_threads(1)  # more threads than CPUs, waiting for each other in a loop, can take a hundred times as long
     real, done = loop.step, [0]
 
     def stepping(*args: Any, **options: Any) -> torch.Tensor:
