@@ -5,9 +5,12 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from dfdc_ray import storage
 from dfdc_ray.config import Balance, Objective
+from dfdc_ray.errors import StorageError
 from dfdc_ray.experiments.config import ExperimentsConfig
 from dfdc_ray.experiments.regroup import By
+from dfdc_ray.models import NO_FILE
 
 MAJORITY = 0.8075  # the report's numbers, frame accuracy on the Kaggle sample; its split is not stated
 MVP = 0.865
@@ -38,8 +41,18 @@ class Cell:
     def key(self, config: ExperimentsConfig, faces_hash: str) -> str:
         """Names the cell's folder: what it does, and a hash of all that decides its result, that of the faces among it."""
         decides = {name: value for name, value in asdict(self).items() if name not in ("name", "reported")}
-        decides |= {"faces_hash": faces_hash, "split": config.split, "weights": config.weights, "seed": config.seed}
+        decides |= {"faces_hash": faces_hash, "split": config.split, "weights": _weights(config.weights), "seed": config.seed}
         return folder_name(self.name, decides)
+
+
+def _weights(given: str) -> str:
+    """Which weights: of a file its content, for which another may stand tomorrow. What cannot be read, training refuses."""
+    if given in NO_FILE:
+        return given
+    try:
+        return hashlib.sha256(storage.read_bytes(given)).hexdigest()
+    except (OSError, StorageError):
+        return given
 
 
 def folder_name(name: str, decides: Any) -> str:

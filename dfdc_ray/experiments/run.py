@@ -27,6 +27,7 @@ from dfdc_ray import storage
 from dfdc_ray.cluster.run import connect, cores, joined, require
 from dfdc_ray.config import CombineConfig, EvaluateConfig, PreprocessConfig, TrainConfig
 from dfdc_ray.console import Work, console
+from dfdc_ray.corpus.splits import assign
 from dfdc_ray.errors import UserError
 from dfdc_ray.evaluate.combine import combine
 from dfdc_ray.evaluate.run import evaluate, write_report
@@ -107,7 +108,14 @@ def _line(config: ExperimentsConfig, cell: Cell, made: set[str]) -> Line:
         )
         evaluate(EvaluateConfig(faces=faces, checkpoint=(storage.join(out, "best"),), out=storage.join(folder, "report")))
     trained: dict[str, Any] = json.loads(storage.read_bytes(storage.join(folder, "train", "best", "config.json")))
-    return Line(cell, uri, json.loads(storage.read_bytes(uri)), tuple(trained["train_groups"]))
+    return Line(cell, uri, json.loads(storage.read_bytes(uri)), _own_groups(faces, split, trained["train_groups"]))
+
+
+def _own_groups(faces: str, split: str, groups: Sequence[str]) -> tuple[str, ...]:
+    """Of the groups that a model was trained on those of this split: what its first weights had seen before is no part of the curve."""
+    parts = {row["group_id"]: row["part"] for row in read_ledger(faces).to_pylist()}
+    of = dict(zip(parts, assign(split, list(parts), list(parts.values())), strict=True))
+    return tuple(group for group in groups if of.get(group) == "train")
 
 
 def _faces(config: ExperimentsConfig, cell: Cell, made: set[str]) -> tuple[str, str]:

@@ -56,7 +56,7 @@ def create_app(
     close: Callable[[], None],
     hosts: tuple[str, ...] | None = LOOPBACK,
 ) -> FastAPI:
-    """The application. card: what GET /api/model says. close: called at its end, after the jobs are closed.
+    """The application; its state holds the jobs. card: what GET /api/model says. close: called at its end, after the jobs are closed.
 
     hosts: the names by which it may be asked for, so that no other web site can have a browser read it under a name of its own; None: any.
     """
@@ -70,6 +70,7 @@ def create_app(
     app = FastAPI(
         title="dfdc-ray", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None, lifespan=lifespan, debug=False
     )
+    app.state.jobs = jobs
     app.add_middleware(_Guard, hosts=hosts)
     app.include_router(videos(jobs))
     app.include_router(evidence(jobs, report))

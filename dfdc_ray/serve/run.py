@@ -161,9 +161,9 @@ class Page:
     """
 
     def __init__(self, config: ServeConfig, folder: str) -> None:
-        app = build_app(config, folder)
+        self.app = build_app(config, folder)
         # No access log: its lines would hold the ids by which results can be seen.
-        options = uvicorn.Config(app, config.host, config.port, log_config=None, access_log=False, server_header=False)
+        options = uvicorn.Config(self.app, config.host, config.port, log_config=None, access_log=False, server_header=False)
         options.timeout_graceful_shutdown = int(_END_S)
         self.server = uvicorn.Server(options)
         self.thread = threading.Thread(target=self.server.run, name="http", daemon=True)
@@ -176,6 +176,8 @@ class Page:
         """For Ray Serve, which starts another replica where this raises."""
         if not self.thread.is_alive():
             raise RuntimeError("the HTTP server has ended")
+        if not self.app.state.jobs.alive:
+            raise RuntimeError("the worker has ended")
 
     def __del__(self) -> None:
         """For Ray Serve, at the end: uploads are broken off, files deleted, the decoding process ended."""

@@ -135,6 +135,11 @@ def test_without_the_line_that_others_are_compared_with_there_is_no_table(tmp_pa
         run.report(ExperimentsConfig(corpus=("videos",), out=str(tmp_path)))
 
 
+def test_groups_of_the_first_weights_are_no_part_of_the_curve(tmp_path: Path) -> None:
+    faces = str(write_face_shards(tmp_path / "faces", families=4))
+    assert run._own_groups(faces, "parts:0-1/2/3", ["toy/part-0", "toy/part-1", "dfdc/part:7"]) == ("toy/part-0", "toy/part-1")
+
+
 def test_other_faces_are_regrouped_anew_and_videos_without_a_face_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = ExperimentsConfig(corpus=("videos",), out=str(tmp_path))
     by_family = next(cell for cell in cells(config) if cell.split_by == "family")

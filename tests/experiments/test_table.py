@@ -1,6 +1,7 @@
 """The lines, their folders, and that the words follow the numbers."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from seen import HOSTILE, Seen
@@ -48,6 +49,17 @@ def test_every_line_has_its_own_folder_and_keeps_it() -> None:
     assert not set(keys) & {cell.key(CONFIG, "b") for cell in cells(CONFIG)}  # other faces
     moved = replace(CONFIG, out="elsewhere", workers=4)
     assert keys[:11] == [cell.key(moved, "a") for cell in cells(moved)]
+
+
+def test_other_weights_under_the_same_name_are_other_cells(tmp_path: Path) -> None:
+    config = replace(CONFIG, weights=str(tmp_path / "weights.safetensors"))
+    keys = []
+    for content in (None, b"a", b"b", b"a"):  # None: no file yet
+        if content is not None:
+            Path(config.weights).write_bytes(content)
+        keys.append(cells(config)[0].key(config, "a"))
+    assert keys[3] == keys[1]
+    assert len(set(keys)) == 3
 
 
 def test_the_learning_curve_has_whole_numbers_of_groups_below_all() -> None:

@@ -20,7 +20,7 @@ from dfdc_ray import cli
 from dfdc_ray.bench.config import BenchServeConfig
 from dfdc_ray.bench.serve import serve as bench
 from dfdc_ray.config import ServeConfig
-from dfdc_ray.serve.run import hosts, is_loopback, uploads_folder
+from dfdc_ray.serve.run import Page, hosts, is_loopback, uploads_folder
 
 LIMIT_S = 200
 
@@ -88,6 +88,18 @@ def test_uploads_of_a_killed_server_go_when_the_next_one_starts(tmp_path: Path, 
         assert not left.exists()
         assert [Path(folder).stat().st_mode & 0o777 for folder in (first, second)] == [0o700, 0o700]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["dfdc-ray-serve-link", "of somebody else"]
+
+
+def test_a_replica_whose_worker_or_server_has_ended_is_not_healthy(best: Path, tmp_path: Path) -> None:
+    page = Page(ServeConfig(checkpoint=(str(best),), port=free_port()), str(tmp_path))
+    page.check_health()
+    page.app.state.jobs.close()
+    with pytest.raises(RuntimeError, match="worker"):
+        page.check_health()
+    page.server.should_exit = True
+    page.thread.join(20)
+    with pytest.raises(RuntimeError, match="HTTP"):
+        page.check_health()
 
 
 @pytest.fixture
