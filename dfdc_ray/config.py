@@ -198,8 +198,8 @@ class TrainConfig:
     """One GPU per worker (nccl, bf16); otherwise CPU (gloo)."""
     cpus_per_worker: int = 1
     """CPUs, and so threads, per worker."""
-    loader_workers: int = 0
-    """Processes per worker that decode and augment; 0 does it in the training process."""
+    loader_workers: int | None = None
+    """Processes per worker that decode and augment; 0: the training process does. By default --cpus-per-worker with --gpu, else 0."""
     ingest_actors: int = 0
     """Instead of them, on a cluster: Ray Data actors per worker, on nodes with CPUs to spare, such as CPU nodes beside those with GPUs."""
     checkpoint_minutes: float = 15.0

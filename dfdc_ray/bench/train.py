@@ -41,6 +41,7 @@ from dfdc_ray.train.memory import keep_freed_memory
 from dfdc_ray.train.validation import model_to_device, use_bf16
 
 _WARM_UP = 3  # steps of each run that are not counted
+_AHEAD = 2  # batches that each loader process has made before they are asked for: torch's prefetch_factor
 
 
 @dataclass
@@ -119,9 +120,9 @@ def train(config: BenchTrainConfig) -> None:
 
 def _first(rows: RowTable, config: BenchTrainConfig, *, seed: int) -> list[Samples]:
     """The samples of the first steps of training."""
-    epochs = 1 + (config.steps + _WARM_UP) * config.batch_size // len(rows)
-    order = ShuffledOrder(rows, config.batch_size, seed, epochs)
-    return [order[i] for i in range(config.steps + _WARM_UP)]
+    batches = _WARM_UP + _AHEAD * config.loader_workers + config.steps
+    order = ShuffledOrder(rows, config.batch_size, seed, 1 + batches * config.batch_size // len(rows))
+    return [order[i] for i in range(batches)]
 
 
 def _batches(way: str, from_shards: FaceDataset, in_memory: FaceDataset, config: BenchTrainConfig) -> Iterator[Batch]:
@@ -147,11 +148,16 @@ def _run(
     row: Row, batches: Iterator[Batch], config: BenchTrainConfig, take: Callable[[Batch], object] | None, device: torch.device
 ) -> None:
     """Measure one way once. take: what is done with a batch, if anything."""
+    for _ in range(_WARM_UP):
+        batch = next(batches)
+        if take:
+            take(batch)
+    _finish(device)
+    if row.way in ("train", "memory"):
+        for _ in range(_AHEAD * config.loader_workers):  # made during the warm-up: they would cost nothing
+            next(batches)
     waited, started = 0.0, time.monotonic()
-    for number in range(config.steps + _WARM_UP):
-        if number == _WARM_UP:
-            _finish(device)
-            waited, started = 0.0, time.monotonic()
+    for _ in range(config.steps):
         before = time.monotonic()
         batch = next(batches)
         waited += time.monotonic() - before

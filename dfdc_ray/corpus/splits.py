@@ -36,6 +36,11 @@ def assign(rule: str, group_ids: Sequence[str], parts: Sequence[int | None]) -> 
     return result
 
 
+def only_family(group_id: str) -> bool:
+    """Whether a group is no more than an original and its fakes, so that its people may be in other groups too (corpus/index.py)."""
+    return group_id.partition("/")[2].startswith("family:")
+
+
 def describe(rule: str) -> str:
     """One line for the header of a report. Raises UserError when the rule is malformed."""
     return _parse(rule).text

@@ -25,7 +25,8 @@ THRESHOLD = 0.5  # a score above it says fake
 LOG_LOSS_EPS = 1e-15  # Kaggle's LogLoss clips probabilities to [1e-15, 1 - 1e-15], so one certain mistake costs 34.54
 REPLICATES = 1000
 FEW_GROUPS = 20  # below it the percentile bootstrap over groups is known to be too narrow
-INTERVALS = ("accuracy", "balanced_accuracy", "log_loss", "auc")
+_AT = {"recall_at_1": 0.01, "recall_at_5": 0.05, "recall_at_10": 0.1}  # false positives
+INTERVALS = ("accuracy", "balanced_accuracy", "recall_real", "recall_fake", "log_loss", "auc", "pr_auc", "eer", *_AT)
 _IN_NOTE = {"log_loss": "log loss", "auc": "ROC AUC"}
 
 
@@ -139,19 +140,44 @@ def _recall_at(preds: torch.Tensor, target: torch.Tensor, percent: int) -> float
     return float(binary_sensitivity_at_specificity(preds, target, min_specificity=1 - percent / 100)[0])
 
 
-def _weighted_aucs(scores: np.ndarray, labels: np.ndarray, group_of: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """ROC AUC (Mann-Whitney, ties count half) of every replicate: weights [B, G] says how often a group was drawn. NaN: undefined."""
-    order = np.argsort(scores, kind="stable")  # once; each replicate is then linear in N
-    real, fake = (order[labels[order] == label] for label in (0, 1))
-    below, not_above = (np.searchsorted(scores[real], scores[fake], side) for side in ("left", "right"))  # reals, for each fake
-    group_of_real, group_of_fake = group_of[real], group_of[fake]
-    aucs = np.full(len(weights), np.nan)
+def _draw(groups: np.ndarray, replicates: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """int [N]: the group of each item; float64 [B, G]: how often each replicate draws each group."""
+    names, group_of = np.unique(groups, return_inverse=True)
+    count, rng = len(names), np.random.default_rng(seed)
+    return group_of, np.stack([np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(replicates)]).astype(np.float64)
+
+
+def _weighted_curves(scores: np.ndarray, labels: np.ndarray, group_of: np.ndarray, weights: np.ndarray) -> dict[str, np.ndarray]:
+    """What is read off the ROC and PR curves, float64 [B] each, as `binary_metrics` does of items repeated as often as weights [B, G] says.
+
+    NaN: undefined.
+    """
+    order = np.argsort(-scores, kind="stable")  # once; each replicate is then linear in N
+    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # of each run of equal scores
+    fake, group_of = labels[order] == 1, group_of[order]
+    found = {name: np.full(len(weights), np.nan) for name in ("auc", "pr_auc", "eer", *_AT)}
     for replicate, drawn in enumerate(weights):
-        reals, fakes = np.concatenate([[0.0], np.cumsum(drawn[group_of_real])]), drawn[group_of_fake]
-        pairs = reals[-1] * fakes.sum()
-        if pairs:
-            aucs[replicate] = fakes @ (reals[below] + reals[not_above]) / 2 / pairs
-    return aucs
+        each = drawn[group_of]
+        true, false = (np.concatenate([[0.0], np.cumsum(each * of)[ends]]) for of in (fake, ~fake))
+        if not (true[-1] and false[-1]):
+            continue
+        tpr, fpr = true / true[-1], false / false[-1]
+        precision = np.divide(true, true + false, out=np.zeros_like(true), where=true + false > 0)
+        nearest = np.argmin(np.abs(fpr - (1 - tpr)))
+        values = {"auc": np.trapezoid(tpr, fpr), "pr_auc": np.diff(tpr) @ precision[1:], "eer": (fpr[nearest] + 1 - tpr[nearest]) / 2}
+        values |= {name: tpr[np.searchsorted(fpr, share + 1e-9, "right") - 1] for name, share in _AT.items()}
+        for name, value in values.items():
+            found[name][replicate] = value
+    return found
+
+
+def _interval(values: np.ndarray) -> Interval | None:
+    """Of the replicates in which the metric is defined; None if it is in none."""
+    defined = values[~np.isnan(values)]
+    if not len(defined):
+        return None
+    low, high = np.quantile(defined, (0.025, 0.975))
+    return Interval(low=float(low), high=float(high), replicates=len(defined))
 
 
 def bootstrap(
@@ -163,31 +189,37 @@ def bootstrap(
     Hinkley, Bootstrap Methods and their Application, 1997, section 3.8). A replicate without reals or without fakes leaves out the
     metrics that need both.
     """
-    names, group_of = np.unique(groups, return_inverse=True)
-    count = len(names)
+    group_of, weights = _draw(groups, replicates, seed)
+    count = weights.shape[1]
     if count < 2:
         return dict.fromkeys(INTERVALS)
-    rng = np.random.default_rng(seed)
-    weights = np.stack([np.bincount(rng.integers(count, size=count), minlength=count) for _ in range(replicates)]).astype(np.float64)
 
     def drawn(values: np.ndarray) -> np.ndarray:  # the sum of an item's values over each replicate
         return weights @ np.bincount(group_of, weights=values, minlength=count)
 
     right = (scores > THRESHOLD) == (labels == 1)
-    real, fake = labels == 0, labels == 1
-    with np.errstate(invalid="ignore"):  # 0/0 in a replicate without one class: NaN, left out below
-        values = {
-            "accuracy": drawn(right) / drawn(np.ones(len(scores))),
-            "balanced_accuracy": (drawn(right & real) / drawn(real) + drawn(right & fake) / drawn(fake)) / 2,
-            "log_loss": drawn(log_losses(scores, labels)) / drawn(np.ones(len(scores))),
-            "auc": _weighted_aucs(scores, labels, group_of, weights),
-        }
-    intervals: dict[str, Interval | None] = {}
-    for name in INTERVALS:
-        defined = values[name][~np.isnan(values[name])]
-        low, high = np.quantile(defined, (0.025, 0.975)) if len(defined) else (np.nan, np.nan)
-        intervals[name] = Interval(low=float(low), high=float(high), replicates=len(defined)) if len(defined) else None
-    return intervals
+    real, fake, n = labels == 0, labels == 1, drawn(np.ones(len(scores)))
+    with np.errstate(invalid="ignore"):  # 0/0 in a replicate without one class: NaN
+        recall_real, recall_fake = drawn(right & real) / drawn(real), drawn(right & fake) / drawn(fake)
+    values = {
+        "accuracy": drawn(right) / n,
+        "balanced_accuracy": (recall_real + recall_fake) / 2,
+        "recall_real": recall_real,
+        "recall_fake": recall_fake,
+        "log_loss": drawn(log_losses(scores, labels)) / n,
+    } | _weighted_curves(scores, labels, group_of, weights)
+    return {name: _interval(values[name]) for name in INTERVALS}
+
+
+def change_of_auc(
+    before: np.ndarray, after: np.ndarray, labels: np.ndarray, groups: np.ndarray, *, replicates: int = REPLICATES, seed: int = 0
+) -> Interval | None:
+    """The same of how much the ROC AUC changes when the same items get other scores: both from the same groups drawn."""
+    group_of, weights = _draw(groups, replicates, seed)
+    if weights.shape[1] < 2:
+        return None
+    one, other = (_weighted_curves(scores, labels, group_of, weights)["auc"] for scores in (before, after))
+    return _interval(other - one)
 
 
 def baselines(labels: np.ndarray, *, train_prior: float) -> dict[str, Metrics]:

@@ -35,6 +35,13 @@ def warnings_of(config: EvaluateConfig, scorer: Scorer, manifest: Manifest, vide
             f"ANOTHER CORPUS than those of training ({', '.join(sorted(strangers))}): its groups have other names, so that nothing but you "
             "says that the same people are not in both. --training-faces looks for the same pictures."
         )
+    if alone := sum(map(splits.only_family, videos.groups)):
+        orphans = sum(row["label"] == "FAKE" and videos.families[row["video_id"]] == row["video_id"] for row in videos.labelled)
+        found.append(
+            f"PEOPLE MAY RECUR: {alone} of the {len(videos.groups)} groups are an original and its fakes, and nobody said who is in them: "
+            "the same people may be in training, which makes the numbers too good."
+            + (f" Of {orphans} fakes the original is not known, and may be in training itself." if orphans else "")
+        )
     differing = [
         f"{name} {trained.get(name)} in training, {manifest.config.get(name)} here"
         for name in sorted(trained.keys() | manifest.config.keys())

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from dfdc_ray.evaluate.duplicates import Pair
-from dfdc_ray.evaluate.metrics import THRESHOLD, Level, Metrics
+from dfdc_ray.evaluate.metrics import THRESHOLD, Interval, Level, Metrics
 
 WORST = 10
 
@@ -41,6 +41,7 @@ class Robustness:
     change: str
     video: Metrics
     frame: Metrics
+    video_auc: Interval | None  # of its change; None: undefined
 
 
 @dataclass(frozen=True, kw_only=True)

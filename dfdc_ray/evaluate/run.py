@@ -23,7 +23,7 @@ from dfdc_ray.evaluate.aggregate import DEFAULT, RULES, Aggregate, aggregate, de
 from dfdc_ray.evaluate.appearance import appearance
 from dfdc_ray.evaluate.calibration import Calibration
 from dfdc_ray.evaluate.duplicates import near_duplicates
-from dfdc_ray.evaluate.metrics import Metrics, binary_metrics, judge, log_losses
+from dfdc_ray.evaluate.metrics import binary_metrics, change_of_auc, judge, log_losses
 from dfdc_ray.evaluate.mistakes import Mistake, mistakes
 from dfdc_ray.evaluate.protocol import protocol, warnings_of
 from dfdc_ray.evaluate.report import JudgedVideo, Report, Robustness
@@ -171,21 +171,29 @@ def _report(
     of_faces = manifest.config.get("crop") != "frame"  # whole frames have anything in their middle
     judged = _judged(videos, found, _medians(faces, looks) if of_faces else {}, scorer, faces.sampled)
     in_frames = _by_frame(videos, found)
-    rules = {rule: _metrics(videos, faces.aggregate(scores, rule), prior, lambda score: score) for rule in RULES}
+    unchanged = np.array([v.counted_as for v in judged])
+    rules = {
+        rule: binary_metrics(_counted(videos, faces.aggregate(scores, rule), prior, lambda score: score), videos.labels) for rule in RULES
+    }
     changed = []
     for name, change in CHANGES.items() if config.robustness else ():
         worse = score_rows(scorer, faces.rows, batch_size=config.batch_size, change=change, what=name)
         after = faces.aggregate(worse, scorer.rule)
         frame_scores, frame_labels, _ = _by_frame(videos, after)
-        by_video = _metrics(videos, after, prior, scorer.probability)
-        changed.append(Robustness(change=name, video=by_video, frame=binary_metrics(frame_scores, frame_labels)))
+        by_video = _counted(videos, after, prior, scorer.probability)
+        changed.append(
+            Robustness(
+                change=name,
+                video=binary_metrics(by_video, videos.labels),
+                frame=binary_metrics(frame_scores, frame_labels),
+                video_auc=change_of_auc(unchanged, by_video, videos.labels, videos.group_ids),
+            )
+        )
     report = Report(
         title=f"{scorer.config['model']} on " + ("all videos" if config.split == "all" else f"the {config.split} split"),
         protocol=protocol(config, scorer, manifest, judged, frames_scored=len(in_frames[0])),
         warnings=warnings,
-        video=judge(
-            np.array([v.counted_as for v in judged]), videos.labels, videos.group_ids, train_prior=prior, families=videos.family_ids
-        ),
+        video=judge(unchanged, videos.labels, videos.group_ids, train_prior=prior, families=videos.family_ids),
         frame=judge(*in_frames, train_prior=prior),
         videos=judged,
         unlabelled_videos=videos.unlabelled,
@@ -199,10 +207,10 @@ def _report(
     return report, mistakes(report.worst, found, faces.rows, scores, scorer=scorer, manifest=manifest)
 
 
-def _metrics(videos: SplitVideos, found: Mapping[str, Aggregate], prior: float, probability: Callable[[float], float]) -> Metrics:
-    """By video; one without a face counts at the prior."""
+def _counted(videos: SplitVideos, found: Mapping[str, Aggregate], prior: float, probability: Callable[[float], float]) -> np.ndarray:
+    """float64 [V]: the score of each video; one without a face counts at the prior."""
     pairs = [found.get(row["video_id"]) for row in videos.labelled]
-    return binary_metrics(np.array([prior if a is None else probability(a.score) for a in pairs]), videos.labels)
+    return np.array([prior if a is None else probability(a.score) for a in pairs])
 
 
 def _by_frame(videos: SplitVideos, found: Mapping[str, Aggregate]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -13,7 +13,7 @@ from dfdc_ray import pages
 from dfdc_ray.evaluate import calibration
 from dfdc_ray.evaluate.appearance import SKIN_TONES, skin_tone_class
 from dfdc_ray.evaluate.duplicates import CLOSE
-from dfdc_ray.evaluate.metrics import THRESHOLD, Interval, Level, Metrics, binary_metrics, log_losses
+from dfdc_ray.evaluate.metrics import FEW_GROUPS, THRESHOLD, Interval, Level, Metrics, binary_metrics, bootstrap, log_losses
 from dfdc_ray.evaluate.report import JudgedVideo, Report
 from dfdc_ray.pages import Section, Table
 
@@ -49,6 +49,10 @@ def number(value: float | None, metrics: Metrics) -> str:
 def between(interval: Interval | None, *, digits: int = 4) -> str:
     """Its ends; nothing for none."""
     return "" if interval is None else f"{interval.low:.{digits}f} to {interval.high:.{digits}f}"
+
+
+def _brackets(interval: Interval | None) -> str:
+    return "" if interval is None else f" ({between(interval, digits=3)})"
 
 
 def _over(metrics: Metrics, over: str, unit: str) -> str:
@@ -99,7 +103,8 @@ def numbers(report: Report) -> list[Section]:
 
 def slices(report: Report) -> list[Section]:
     """The metrics by what is known of the videos, by other rules, after changes, and before calibration."""
-    found = [Section(f"By {title}", [_slice_table(beside, some)]) for title, beside, some in _slices(report.videos)]
+    few = f"In brackets 95 % intervals over the groups of each line; of fewer than {FEW_GROUPS} they are too narrow, of one there is none."
+    found = [Section(f"By {title}", [_slice_table(beside, some), few]) for title, beside, some in _slices(report.videos)]
     if any(v.lightness is not None for v in report.videos):
         note = "Lightness (CIELAB) and skin tone are of the pictures' middles, lamps and cameras included; medians over the frames."
         found[-1] = Section(found[-1].title, [*found[-1].body, note])
@@ -171,8 +176,10 @@ def _slice_table(beside: str, some: list[Slice]) -> Table:
     rows = []
     for name, videos in some:
         labels = np.array([v.label == "FAKE" for v in videos], dtype=np.int64)
-        m = binary_metrics(np.array([v.counted_as for v in videos]), labels)
-        cells = [number(getattr(m, metric), m) for metric in ("recall_real", "recall_fake", "log_loss", "auc")]
+        scores = np.array([v.counted_as for v in videos])
+        m, intervals = binary_metrics(scores, labels), bootstrap(scores, labels, np.array([v.group_id for v in videos]))
+        metrics = ("recall_real", "recall_fake", "log_loss", "auc")
+        cells = [number(getattr(m, metric), m) + _brackets(intervals[metric]) for metric in metrics]
         rows.append([name, str(m.reals), str(m.fakes), *cells])
     return Table([beside, "reals", "fakes", "recall of reals", "recall of fakes", "log loss", "ROC AUC"], rows)
 
@@ -190,17 +197,18 @@ def _rules(report: Report) -> Section:
 def _robustness(report: Report) -> Section:
     """The metrics after each change, beside those without."""
 
-    def line(name: str, video: Metrics, frame: Metrics) -> list[str]:
-        cells = []
-        for now, before in ((video, report.video.metrics), (frame, report.frame.metrics)):
-            drop = "" if now.auc is None or before.auc is None or now is before else f" ({now.auc - before.auc:+.4f})"
-            cells += [number(now.auc, now) + drop, number(now.log_loss, now)]
-        return [name, *cells]
-
-    rows = [line("none", report.video.metrics, report.frame.metrics), *(line(r.change, r.video, r.frame) for r in report.robustness)]
-    head = ["every face changed by", "video ROC AUC", "video log loss", "frame ROC AUC", "frame log loss"]
+    video, frame = report.video.metrics, report.frame.metrics
+    rows = [["none", number(video.auc, video), "", number(video.log_loss, video), number(frame.auc, frame), number(frame.log_loss, frame)]]
+    for r in report.robustness:
+        change = "" if r.video.auc is None or video.auc is None else f"{r.video.auc - video.auc:+.4f}"
+        of_frames = [number(r.frame.auc, r.frame), number(r.frame.log_loss, r.frame)]
+        rows.append(
+            [r.change, number(r.video.auc, r.video), change + _brackets(r.video_auc), number(r.video.log_loss, r.video), *of_frames]
+        )
+    head = ["every face changed by", "video ROC AUC", "its change", "video log loss", "frame ROC AUC", "frame log loss"]
     note = (
-        f"Over the same {len(report.videos)} videos; in brackets the difference. Calibration, where there is one, is of the videos' scores."
+        f"Over the same {len(report.videos)} videos; intervals of the change are of the same groups drawn with both. Calibration, where "
+        "there is one, is of the videos' scores."
     )
     return Section("Robustness", [Table(head, rows), note])
 

@@ -7,7 +7,6 @@ from typing import Any
 
 from dfdc_ray import storage
 from dfdc_ray.config import Balance, Objective
-from dfdc_ray.errors import StorageError
 from dfdc_ray.experiments.config import ExperimentsConfig
 from dfdc_ray.experiments.regroup import By
 from dfdc_ray.models import NO_FILE
@@ -46,13 +45,8 @@ class Cell:
 
 
 def _weights(given: str) -> str:
-    """Which weights: of a file its content, for which another may stand tomorrow. What cannot be read, training refuses."""
-    if given in NO_FILE:
-        return given
-    try:
-        return hashlib.sha256(storage.read_bytes(given)).hexdigest()
-    except (OSError, StorageError):
-        return given
+    """Which weights: of a file its content, for which another may stand tomorrow."""
+    return given if given in NO_FILE else hashlib.sha256(storage.read_bytes(given)).hexdigest()
 
 
 def folder_name(name: str, decides: Any) -> str:

@@ -123,7 +123,6 @@ def trainings(config: ModelsConfig, detectors: Sequence[Detector], *, faces_hash
             seed=config.seed,
             gpu=config.gpu,
             cpus_per_worker=config.cpus_per_worker,
-            loader_workers=config.cpus_per_worker if config.gpu else 0,
         )
         decides = {key: value for key, value in asdict(training).items() if key not in MAY_CHANGE}
         key = folder_name(detector.name, [decides, faces_hash])

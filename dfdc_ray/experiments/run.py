@@ -37,7 +37,7 @@ from dfdc_ray.experiments.config import ExperimentsConfig, ModelsConfig
 from dfdc_ray.experiments.models import Task, chosen, combinations, faces_of, macs_a_video, parameters, trainings
 from dfdc_ray.experiments.regroup import regroup
 from dfdc_ray.experiments.table import Line
-from dfdc_ray.models import takes_sound
+from dfdc_ray.models import create_model, load_weights, takes_sound
 from dfdc_ray.preprocess.run import preprocess
 from dfdc_ray.shards.manifest import read_ledger, read_manifest
 from dfdc_ray.train import memory
@@ -47,7 +47,12 @@ from dfdc_ray.train.run import MAX_FAILURES, train
 
 
 def report(config: ExperimentsConfig) -> None:
-    """The `experiments report` command. A line that cannot be had is said and loses no other; UserError if it is the improved one."""
+    """The `experiments report` command. A line that cannot be had is said and loses no other; then UserError at the end, after the table is
+    written. UserError at once for the improved one, with which the others are compared.
+    """
+    if config.workers < 1:
+        raise UserError(f"--workers {config.workers}: at least 1.")
+    load_weights(create_model(TrainConfig.model), config.weights)  # refused here, not after hours of preprocessing
     lines: list[Line] = []
     left_out: dict[str, str] = {}
     made: set[str] = set()
@@ -56,7 +61,7 @@ def report(config: ExperimentsConfig) -> None:
         try:
             lines.append(_line(config, cell, made))
         except UserError as error:  # such as that so few groups have no fake
-            if cell.name == IMPROVED_NAME:  # the others are compared with it
+            if cell.name == IMPROVED_NAME:
                 raise
             left_out[cell.name] = str(error)
             console.print(f"[yellow]Left out: {escape(left_out[cell.name])}[/]", soft_wrap=True)
@@ -78,6 +83,8 @@ def report(config: ExperimentsConfig) -> None:
     table.console_table(lines, console)
     where = storage.join(storage.absolute(config.out), "report.html")
     console.print(f"The whole table, and what it says: {where}", markup=False, highlight=False, soft_wrap=True)
+    if left_out:
+        raise UserError(f"{len(left_out)} lines could not be had: {', '.join(left_out)}. experiments.md says why.")
 
 
 def _line(config: ExperimentsConfig, cell: Cell, made: set[str]) -> Line:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table as ConsoleTable
 
 from dfdc_ray import __version__, pages
+from dfdc_ray.corpus.splits import only_family
 from dfdc_ray.evaluate.metrics import FEW_GROUPS
 from dfdc_ray.evaluate.page import link
 from dfdc_ray.experiments.cells import CENTRE_NAME, IMPROVED_NAME, MAJORITY, SECONDS_NAME, Cell
@@ -66,8 +67,8 @@ def _cells(line: Line) -> list[str]:
         "-" if line.cell.reported is None else f"{line.cell.reported:.4f}",
         _number(always["accuracy"]),
         _number(m["balanced_accuracy"]),
-        _number(m["recall_real"]),
-        _number(m["recall_fake"]),
+        _number(m["recall_real"]) + _brackets(line.interval("recall_real")),
+        _number(m["recall_fake"]) + _brackets(line.interval("recall_fake")),
         _number(m["auc"]) + _brackets(line.interval("auc")),
         _number(line.report["video"]["metrics"]["auc"]),
         f"{m['n']} ({m['reals']} real)",
@@ -177,25 +178,26 @@ def _sentences(lines: Sequence[Line]) -> list[str]:
         if name in there and beside in there:
             said.append(_compared(one, there[name], other, there[beside], metric))
     if CENTRE_NAME in there and SECONDS_NAME in there:
-        centre, seconds = there[CENTRE_NAME].frame, there[SECONDS_NAME].frame
-        said.append(
-            f"The recall of reals is {_number(centre['recall_real'])} with 5 frames from the middle and "
-            f"{_number(seconds['recall_real'])} with 10 a second, that of fakes {_number(centre['recall_fake'])} and "
-            f"{_number(seconds['recall_fake'])}."
-        )
+        for metric in ("recall_real", "recall_fake"):
+            said.append(_compared("5 frames from the middle", there[CENTRE_NAME], "10 a second", there[SECONDS_NAME], metric))
+    alone = all(only_family(group) for group in improved.train_groups)
     for by in ("family", "frame"):
         if leak := there.get(f"split by {by}"):
-            said.append(_compared(f"A split by {by}, which leaks,", leak, "the split by group", improved, "auc"))
+            leaks = (
+                ", which leaks," if by == "frame" or not alone else ", of which this corpus's groups are made, so that it is another draw,"
+            )
+            said.append(_compared(f"A split by {by}{leaks}", leak, "the split by group", improved, "auc"))
     curve = [line for line in lines if line.cell.groups is not None]
     if curve:
         points = ", ".join(f"{_number(line.frame['auc'])} with {line.cell.groups}" for line in curve)
-        said.append(f"Frame AUC by training groups: {points}, {_number(improved.frame['auc'])} with all {len(improved.train_groups)}.")
+        groups = "families (who is in two of them is not known)" if alone else "groups"
+        said.append(f"Frame AUC by training {groups}: {points}, {_number(improved.frame['auc'])} with all {len(improved.train_groups)}.")
     return said
 
 
 def _compared(one: str, a: Line, other: str, b: Line, metric: str) -> str:
     """Two lines by one metric; a difference is called one only where the intervals do not meet and are of groups enough."""
-    name = {"accuracy": "frame accuracy", "auc": "frame AUC"}[metric]
+    name = {"accuracy": "frame accuracy", "auc": "frame AUC", "recall_real": "recall of reals", "recall_fake": "recall of fakes"}[metric]
     x, y = a.frame[metric], b.frame[metric]
     if x is None or y is None:
         return f"{one} and {other} cannot be compared by {name}: it is not defined for both."

@@ -9,13 +9,12 @@ from typing import NamedTuple, Protocol
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from dfdc_ray.errors import UserError
 from dfdc_ray.faces.crop import decode
-from dfdc_ray.shards.manifest import parquet_input
+from dfdc_ray.shards.manifest import open_parquet
 from dfdc_ray.shards.order import WINDOW_BYTES, Order
 from dfdc_ray.shards.rows import RowTable
 
@@ -155,7 +154,7 @@ class _Images:
 
     def _read_group(self, group: int) -> pa.Table:
         file, number = self.groups[group, :2]
-        with parquet_input(self.files[file]) as stream, pq.ParquetFile(stream) as parquet:
+        with open_parquet(self.files[file]) as (parquet, _):
             table = parquet.read_row_group(int(number), columns=self.columns, use_threads=False)
         at = table.schema.get_field_index("image")
         return table.set_column(at, "image", pc.struct_field(table["image"], "bytes")).combine_chunks()

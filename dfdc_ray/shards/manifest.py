@@ -91,20 +91,31 @@ def parquet_input(uri: str) -> BinaryIO | pa.NativeFile:
 
 
 @contextmanager
-def open_shard(file: ShardFile, *, read_dictionary: list[str] | None = None) -> Iterator[tuple[pq.ParquetFile, int]]:
-    """A shard to read from, and its size in bytes. UserError if it is absent, damaged or of another length than the manifest says."""
+def open_parquet(uri: str, *, read_dictionary: list[str] | None = None) -> Iterator[tuple[pq.ParquetFile, int]]:
+    """A shard to read from, and its size in bytes. UserError if it is absent or damaged: pages have checksums (write.py)."""
     try:
-        with parquet_input(file.uri) as stream, pq.ParquetFile(stream, read_dictionary=read_dictionary) as parquet:
-            size = stream.seek(0, io.SEEK_END)
-            if parquet.metadata.num_rows != file.rows:
-                raise UserError(
-                    f"{file.uri} has {parquet.metadata.num_rows} rows, but the manifest says {file.rows}. Copy the whole folder again."
-                )
-            yield parquet, size
+        with (
+            parquet_input(uri) as stream,
+            pq.ParquetFile(stream, read_dictionary=read_dictionary, page_checksum_verification=True) as parquet,
+        ):
+            yield parquet, stream.seek(0, io.SEEK_END)
     except FileNotFoundError as error:
-        raise UserError(f"{file.uri} is absent, but the manifest names it. Copy the whole folder again.") from error
-    except (pa.ArrowInvalid, ValueError) as error:
-        raise UserError(f"{file.uri} is not a face shard, or it is damaged ({error}). Copy it again.") from error
+        raise UserError(f"{uri} is absent, but the manifest names it. Copy the whole folder again.") from error
+    except (pa.ArrowInvalid, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the system's; Parquet's own have no number
+            raise
+        raise UserError(f"{uri} is not a face shard, or it is damaged ({error}). Copy it again.") from error
+
+
+@contextmanager
+def open_shard(file: ShardFile, *, read_dictionary: list[str] | None = None) -> Iterator[tuple[pq.ParquetFile, int]]:
+    """The same, also UserError if it is of another length than the manifest says."""
+    with open_parquet(file.uri, read_dictionary=read_dictionary) as (parquet, size):
+        if parquet.metadata.num_rows != file.rows:
+            raise UserError(
+                f"{file.uri} has {parquet.metadata.num_rows} rows, but the manifest says {file.rows}. Copy the whole folder again."
+            )
+        yield parquet, size
 
 
 def _absent(root: str) -> str:

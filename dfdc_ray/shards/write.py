@@ -23,7 +23,14 @@ def parquet_writer(sink: Any, schema: pa.Schema) -> pq.ParquetWriter:
     """A writer to a file object. Pictures are not compressed again; the small columns are (zstd)."""
     compression = {name: "NONE" if name.startswith("image") else "ZSTD" for name in _leaves(schema)}
     strings = [f.name for f in schema if pa.types.is_string(f.type)]
-    return pq.ParquetWriter(sink, schema, compression=compression, use_dictionary=strings, write_statistics=[*strings, "frame"])
+    return pq.ParquetWriter(
+        sink,
+        schema,
+        compression=compression,
+        use_dictionary=strings,
+        write_statistics=[*strings, "frame"],
+        write_page_checksum=True,  # a picture with a few wrong bytes would otherwise be decoded to another picture
+    )
 
 
 @functools.cache

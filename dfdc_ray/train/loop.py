@@ -31,12 +31,13 @@ from dfdc_ray.shards.order import FixedOrder, ShuffledOrder
 from dfdc_ray.train import checkpoint, transforms
 from dfdc_ray.train.mix import cutmix
 from dfdc_ray.train.objectives import OBJECTIVES, for_training
-from dfdc_ray.train.plan import Plan, checkpoints, on_this_node
+from dfdc_ray.train.plan import Plan, checkpoints, loaders, on_this_node
 from dfdc_ray.train.progress import Board, Meter
 from dfdc_ray.train.validation import METRICS, model_to_device, to_device, use_bf16, validate
 
 SELECTION = "lowest validation video log loss (mean probability of a video's core faces)"
 WARM_UP = 0.05  # share of the steps over which the learning rate rises from 0
+_OF_EPOCH = ("samples", "loss_sum", "seconds")  # of a Position, what state.pt keeps of an epoch under way
 _KEEP = 2  # checkpoints: the newest may be the one that a crash of the machine damaged
 
 Report = Callable[[dict[str, Any]], None]
@@ -47,13 +48,14 @@ Feed = Callable[[FaceDataset, int], Iterable[Batch]]  # of so many steps an epoc
 class Position:
     """Where a run is: whole epochs done, samples of the current one (all processes), steps; what it found: one entry for each epoch done.
 
-    loss_sum: over the samples of the current epoch, from the losses of one rank's share of them.
+    loss_sum: over the samples of the current epoch, from the losses of one rank's share of them. seconds: that they took.
     """
 
     epoch: int = 0
     samples: int = 0
     step: int = 0
     loss_sum: float = 0.0
+    seconds: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
 
     @property
@@ -89,7 +91,7 @@ def train_loop(
     fixed = FixedOrder(len(plan.validation), config.batch_size, rank, world_size)
     held_out = FaceDataset(plan.validation, transforms.evaluation(run.spec), fixed, sound=sound)
     made: list[Iterable[Batch]] = [
-        feed(dataset, steps) if feed else loader(dataset, workers=config.loader_workers, pin_memory=pin)
+        feed(dataset, steps) if feed else loader(dataset, workers=loaders(config), pin_memory=pin)
         for dataset, steps in ((training, order.steps_per_epoch), (held_out, len(fixed)))
     ]
     stream, validation = iter(made[0]), made[1]  # loader workers read on into the next epoch during validation
@@ -100,7 +102,7 @@ def train_loop(
             entry = {"epoch": at.epoch + 1} | _train_epoch(run, stream, order.steps_per_epoch, meter, board)
             entry |= validate(run.model, validation, plan.validation, device=run.device, world_size=world_size)
             better = entry["video_log_loss"] < at.best
-            at.epoch, at.samples, at.loss_sum = at.epoch + 1, 0, 0.0
+            at.epoch, at.samples, at.loss_sum, at.seconds = at.epoch + 1, 0, 0.0, 0.0
             at.history.append(entry)
             if rank == 0:
                 if better:  # before the checkpoint: a run that is cut off between them does the end of this epoch again
@@ -118,7 +120,8 @@ def _train_epoch(run: "_Run", stream: Iterator[Batch], steps_per_epoch: int, met
     """From where the run is to the end of its epoch; what an entry of the history says of it."""
     config, at = run.config, run.at
     run.ddp.train()
-    started, first_step, waited = time.monotonic(), at.step, 0.0
+    resumed, waited = time.monotonic(), 0.0
+    started = resumed - at.seconds
     losses = torch.tensor(at.loss_sum, dtype=torch.float64, device=run.device)
     while at.samples < steps_per_epoch * config.batch_size:
         before = time.monotonic()
@@ -139,15 +142,15 @@ def _train_epoch(run: "_Run", stream: Iterator[Batch], steps_per_epoch: int, met
             meter.line(at.epoch, at.step, run.finite(loss))
             board.scalars(at.step, {"train/loss": loss.item(), "train/learning_rate": rate, **meter.scalars})
         if run.rank == 0 and time.monotonic() - run.saved_at >= config.checkpoint_minutes * 60:
-            at.loss_sum = run.finite(losses)
+            at.loss_sum, at.seconds = run.finite(losses), time.monotonic() - started
             run.save()
-    seconds = time.monotonic() - started
+    now = time.monotonic()
     return {
         "step": at.step,
         "train_loss": run.finite(losses) / at.samples,
-        "images_per_s": (at.step - first_step) * config.batch_size / seconds,
-        "data_wait": waited / seconds,
-        "seconds": seconds,
+        "images_per_s": at.samples / (now - started),
+        "data_wait": waited / (now - resumed),
+        "seconds": now - started,
     }
 
 
@@ -197,7 +200,7 @@ class _Run:
     def save(self) -> None:
         folder = checkpoints(self.config)
         uri = storage.join(folder, checkpoint.step_name(self.at.step))
-        state = {"optimizer": self.optimizer.state_dict(), "samples": self.at.samples, "loss_sum": self.at.loss_sum}
+        state = {"optimizer": self.optimizer.state_dict()} | {name: getattr(self.at, name) for name in _OF_EPOCH}
         checkpoint.save(uri, weights=self.model.state_dict(), config=self.describe(), state=state)
         checkpoint.prune(folder, keep=_KEEP)
         self.saved_at = time.monotonic()
@@ -256,7 +259,8 @@ def _start(config: TrainConfig, plan: Plan, *, rank: int, world_size: int, devic
     if saved:
         assert saved.state is not None
         optimizer.load_state_dict(saved.state["optimizer"])
-        at = Position(saved.config["epoch"], saved.state["samples"], saved.config["step"], saved.state["loss_sum"], saved.config["history"])
+        known = {name: saved.config[name] for name in ("epoch", "step", "history")}
+        at = Position(**known, **{name: saved.state[name] for name in _OF_EPOCH if name in saved.state})
     ddp: nn.Module = for_training(model, config.objective)
     if world_size > 1:
         ddp = DistributedDataParallel(ddp, device_ids=[device] if device.type == "cuda" else None)

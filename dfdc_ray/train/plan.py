@@ -132,6 +132,13 @@ def on_this_node(plan: Plan, config: TrainConfig) -> Plan:
     return replace(plan, train=train, validation=validation)
 
 
+def loaders(config: TrainConfig) -> int:
+    """Processes that decode and augment for each training process."""
+    if config.loader_workers is None:
+        return config.cpus_per_worker if config.gpu else 0
+    return config.loader_workers
+
+
 def checkpoints(config: TrainConfig) -> str:
     """The folder of the checkpoints to resume from."""
     return storage.join(config.out, "checkpoints")
@@ -190,10 +197,10 @@ def _some_groups(rows: RowTable, config: TrainConfig) -> RowTable:
 
 
 def _check_options(config: TrainConfig) -> None:
-    for name in ("epochs", "batch_size", "workers", "cpus_per_worker"):
-        if getattr(config, name) < 1:
-            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: at least 1.")
-    if config.loader_workers < 0 or config.learning_rate <= 0 or config.checkpoint_minutes <= 0:
+    for name, least in {"epochs": 1, "batch_size": 1, "workers": 1, "cpus_per_worker": 1, "seed": 0, "weight_decay": 0}.items():
+        if not getattr(config, name) >= least:
+            raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: at least {least}.")
+    if (config.loader_workers or 0) < 0 or config.learning_rate <= 0 or config.checkpoint_minutes <= 0:
         raise UserError("--loader-workers must not be negative, --learning-rate and --checkpoint-minutes must be positive.")
     if config.image_size < 32:
         raise UserError(f"--image-size {config.image_size}: at least 32, since the networks halve it five times.")

@@ -14,7 +14,7 @@ from seen import HOSTILE, TURNED, Seen
 from dfdc_ray.evaluate.duplicates import Pair
 from dfdc_ray.evaluate.files import scores_csv, write
 from dfdc_ray.evaluate.heat import Shown, _small
-from dfdc_ray.evaluate.metrics import Metrics, judge
+from dfdc_ray.evaluate.metrics import Interval, Metrics, judge
 from dfdc_ray.evaluate.mistakes import Face, Mistake
 from dfdc_ray.evaluate.report import WORST, JudgedVideo, Report, Robustness
 from dfdc_ray.evaluate.tables import markdown, show
@@ -134,10 +134,10 @@ def test_each_method_is_beside_all_reals_and_each_part_by_itself() -> None:
             ]
         )
     )
-    assert "| swap | 2 | 2 | 0.5000 | 0.5000 |" in text
-    assert "| not known | 2 | 1 | 0.5000 | 1.0000 |" in text
+    assert "| swap | 2 | 2 | 0.5000 (0.000 to 1.000) | 0.5000 (0.000 to 1.000) |" in text
+    assert "| not known | 2 | 1 | 0.5000 (0.000 to 1.000) | 1.0000 (1.000 to 1.000) |" in text
     assert "| 0 | 1 | 1 | 1.0000 | 1.0000 | 0.1054 | 1.0000 |" in text
-    assert "| 1 | 1 | 2 | 0.0000 | 0.5000 |" in text
+    assert "| 1 | 1 | 2 | 0.0000 (0.000 to 0.000) | 0.5000 (0.000 to 1.000) |" in text
 
 
 def test_no_table_of_methods_and_parts_that_nobody_knows() -> None:
@@ -152,7 +152,7 @@ def test_quarters_by_lightness_and_classes_of_skin_tone() -> None:
     text = markdown(_report(videos))
     assert "| L* 20 to 21 | 1 | 1 | 1.0000 | 0.0000 |" in text
     assert "| L* 50 to 51 | 1 | 1 |" in text
-    assert "| very light | 4 | 0 | 1.0000 | undefined (no fakes) |" in text
+    assert "| very light | 4 | 0 | 1.0000 (1.000 to 1.000) | undefined (no fakes) |" in text
     assert "| dark | 0 | 4 |" in text
 
 
@@ -160,9 +160,11 @@ def test_robustness_and_near_duplicates_where_they_were_asked_for(report: Report
     assert "Robustness" not in markdown(report)
     assert "Near-duplicates" not in markdown(report)
     worse = replace(report.video.metrics, auc=(report.video.metrics.auc or 0) - 0.125)
-    changed = (Robustness(change="blur", video=worse, frame=report.frame.metrics),)
+    changed = (
+        Robustness(change="blur", video=worse, frame=report.frame.metrics, video_auc=Interval(low=-0.25, high=-0.0625, replicates=9)),
+    )
     text = markdown(replace(report, robustness=changed, near_duplicates=(Pair("c/real1.mp4", "c/other.mp4", 2),)))
-    assert f"| blur | {worse.auc:.4f} (-0.1250) |" in text
+    assert f"| blur | {worse.auc:.4f} | -0.1250 (-0.250 to -0.062) |" in text
     assert "1 of the 7 videos are within" in text
     assert "| c/real1.mp4 | c/other.mp4 | 2 |" in text
 

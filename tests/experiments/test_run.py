@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -122,7 +123,8 @@ def _without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
 def test_lines_that_cannot_be_had_do_not_lose_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("split by frame", "faces, 1 of 4 training groups")
     _without(monkeypatch, *names)
-    run.report(ExperimentsConfig(corpus=("videos",), out=str(tmp_path)))
+    with pytest.raises(UserError, match="2 lines could not be had: split by frame, faces, 1 of 4"):
+        run.report(ExperimentsConfig(corpus=("videos",), out=str(tmp_path), weights="none"))
     found = json.loads((tmp_path / "experiments.json").read_text())
     assert found["left_out"] == dict.fromkeys(names, "training has faces of one class only")
     assert len(found["lines"]) == 11
@@ -132,7 +134,16 @@ def test_lines_that_cannot_be_had_do_not_lose_the_others(tmp_path: Path, monkeyp
 def test_without_the_line_that_others_are_compared_with_there_is_no_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _without(monkeypatch, IMPROVED_NAME)
     with pytest.raises(UserError, match="one class only"):
-        run.report(ExperimentsConfig(corpus=("videos",), out=str(tmp_path)))
+        run.report(ExperimentsConfig(corpus=("videos",), out=str(tmp_path), weights="none"))
+
+
+@pytest.mark.parametrize(("options", "message"), [({"weights": "absent.safetensors"}, "no such file"), ({"workers": 0}, "at least 1")])
+def test_what_cannot_be_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(run, "preprocess", lambda config: pytest.fail("preprocessing began"))
+    with pytest.raises(UserError, match=message):
+        run.report(ExperimentsConfig(corpus=("videos",), out=str(tmp_path), **options))
 
 
 def test_groups_of_the_first_weights_are_no_part_of_the_curve(tmp_path: Path) -> None:

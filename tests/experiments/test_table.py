@@ -20,7 +20,7 @@ def _report(accuracy: float, auc: float | None, width: float = 0.02, *, groups: 
     }
     intervals = {
         name: None if value is None else {"low": value - width, "high": value + width}
-        for name, value in (("accuracy", accuracy), ("auc", auc))
+        for name, value in (("accuracy", accuracy), ("auc", auc), ("recall_real", 0.5), ("recall_fake", 0.75))
     }
     level = {"metrics": metrics, "intervals": intervals, "groups": groups, "baselines": {"always_fake": {"accuracy": 0.7}}}
     return {
@@ -54,18 +54,30 @@ def test_every_line_has_its_own_folder_and_keeps_it() -> None:
 def test_other_weights_under_the_same_name_are_other_cells(tmp_path: Path) -> None:
     config = replace(CONFIG, weights=str(tmp_path / "weights.safetensors"))
     keys = []
-    for content in (None, b"a", b"b", b"a"):  # None: no file yet
-        if content is not None:
-            Path(config.weights).write_bytes(content)
+    for content in (b"a", b"b", b"a"):
+        Path(config.weights).write_bytes(content)
         keys.append(cells(config)[0].key(config, "a"))
-    assert keys[3] == keys[1]
-    assert len(set(keys)) == 3
+    assert keys[0] == keys[2] != keys[1]
 
 
 def test_the_learning_curve_has_whole_numbers_of_groups_below_all() -> None:
     assert [cell.groups for cell in curve(CONFIG, 8)] == [2, 4]
     assert [cell.groups for cell in curve(CONFIG, 2)] == [1]
     assert curve(CONFIG, 1) == []
+
+
+def test_groups_that_are_families_are_not_said_to_leak() -> None:
+    lines = [replace(line, train_groups=tuple(f"c/family:{i}.mp4" for i in range(8))) for line in _lines()]
+    text = markdown(CONFIG, lines)
+    assert "A split by family, of which this corpus's groups are made, so that it is another draw, and the split by group: " in text
+    assert "Frame AUC by training families (who is in two of them is not known): 0.8500 with 2" in text
+    assert "A split by frame, which leaks," in text
+
+
+def test_recalls_of_both_samplings_are_compared_by_their_intervals() -> None:
+    lines = _lines(middle=_report(0.8, 0.8))
+    text = markdown(CONFIG, lines)
+    assert "5 frames from the middle and 10 a second: recall of reals 0.5000 and 0.5000, and the intervals overlap: no difference" in text
 
 
 def test_a_difference_within_the_intervals_is_not_called_one() -> None:

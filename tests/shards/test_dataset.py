@@ -278,13 +278,31 @@ def test_the_cache_is_bounded(rows: RowTable, monkeypatch: pytest.MonkeyPatch) -
         assert len(images.read([(group, 1) for group in range(20)])) == 20  # more than the bound at a time, if a batch needs it
 
 
-def test_a_damaged_image_is_named(tmp_path: Path) -> None:
+def _read_all(folder: Path) -> None:
+    rows = read_rows(read_manifest(str(folder)))
+    list(FaceDataset(rows, transforms.evaluation(transforms.recipe(32, "resnet34")), FixedOrder(len(rows), 4)))
+
+
+def test_a_shard_with_wrong_bytes_is_named(tmp_path: Path) -> None:
+    """Also where they are in the midst of a picture, which would still be decoded, or in Parquet's own."""
+    folder = write_face_shards(tmp_path / "f", families=1, size=64)
+    shard = next((folder / "faces").iterdir())
+    whole = shard.read_bytes()
+    picture = pq.read_table(shard)["image"][0]["bytes"].as_py()
+    for at in (whole.index(picture) + len(picture) // 2, whole.index(picture) - 40):
+        shard.write_bytes(whole[:at] + bytes(4) + whole[at + 4 :])
+        with pytest.raises(UserError, match=rf"{shard.name} is not a face shard, or it is damaged \("):
+            _read_all(folder)
+
+
+def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
     folder = write_face_shards(tmp_path / "f", families=1)
     shard = next((folder / "faces").iterdir())
-    shard.write_bytes(shard.read_bytes().replace(b"\xff\xd8\xff\xe0", b"\0\0\0\0", 1))
-    rows = read_rows(read_manifest(str(folder)))
-    with pytest.raises(UserError, match="row group 0, row 0: the image is damaged"):
-        list(FaceDataset(rows, transforms.evaluation(transforms.recipe(32, "resnet34")), FixedOrder(len(rows), 4)))
+    rows = pq.read_table(shard).to_pylist()
+    rows[0]["image"]["bytes"] = b"no picture"
+    shard.write_bytes(parquet_bytes([rows], FACES))
+    with pytest.raises(UserError, match=f"{shard.name}, row group 0, row 0: the image is damaged"):
+        _read_all(folder)
 
 
 def test_absent_damaged_and_changed_shards(tmp_path: Path) -> None:

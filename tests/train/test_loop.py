@@ -21,7 +21,7 @@ from dfdc_ray.shards.schema import FACES
 from dfdc_ray.shards.write import parquet_bytes
 from dfdc_ray.train import checkpoint, loop
 from dfdc_ray.train.loop import train_loop
-from dfdc_ray.train.plan import checkpoints, describe, prepare
+from dfdc_ray.train.plan import checkpoints, describe, loaders, prepare
 from dfdc_ray.train.validation import metrics
 
 pytestmark = pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")  # torchvision's own v2.JPEG
@@ -168,7 +168,9 @@ def test_resumes_exactly(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, t
     with pytest.raises(Killed):
         _train_until(cut, kill_at, monkeypatch)
     assert checkpoint.newest(checkpoints(cut)).config["step"] == kill_at  # type: ignore[union-attr]
+    before = checkpoint.newest(checkpoints(cut)).state["seconds"]  # type: ignore[union-attr,index]
     history = train_loop(cut, prepare(cut))
+    assert history[-1]["seconds"] > before  # what was spent on the epoch before the kill counts
 
     for entry in [*history, *expected]:
         del entry["images_per_s"], entry["data_wait"], entry["seconds"]
@@ -262,6 +264,9 @@ def test_weights_of_an_earlier_training_bring_along_what_it_saw(
         ({"batch_size": 15, "workers": 2}, "does not divide"),
         ({"model": "resnet35"}, "no such model"),
         ({"epochs": 0}, "at least 1"),
+        ({"seed": -1}, "--seed -1: at least 0"),
+        ({"weight_decay": -0.1}, "--weight-decay -0.1: at least 0"),
+        ({"loader_workers": -1}, "must not be negative"),
         ({"image_size": 8}, "at least 32"),
         ({"image_size": 32, "batch_size": 1}, "batch normalisation nothing to compare"),
         ({"weights": "absent.pth"}, "no such file"),
@@ -281,6 +286,12 @@ def test_weights_of_an_earlier_training_bring_along_what_it_saw(
 def test_what_must_be_put_right(config: TrainConfig, changes: dict, message: str) -> None:
     with pytest.raises(UserError, match=message):
         prepare(replace(config, **changes))
+
+
+def test_loader_processes_that_nobody_asked_for(config: TrainConfig) -> None:
+    given = replace(config, cpus_per_worker=3)
+    assert [loaders(replace(given, gpu=gpu)) for gpu in (False, True)] == [0, 3]
+    assert loaders(replace(given, gpu=True, loader_workers=0)) == 0
 
 
 @pytest.mark.parametrize(("labels", "message"), [(("REAL", "REAL"), "one class only"), ((None, None), "no labelled face")])

@@ -94,7 +94,7 @@ def _same(found: Iterable[Batch], expected: Iterable[Batch]) -> None:
         assert all((x == y).all() for x, y in zip(a, b, strict=True))
 
 
-def test_a_damaged_picture_that_ray_data_meets_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_damaged_shard_that_ray_data_meets_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Also where the caller's own setting, which Ray Train hands to its workers, is to go on without what fails."""
     import pyarrow.parquet as pq
     import ray.data
@@ -109,7 +109,7 @@ def test_a_damaged_picture_that_ray_data_meets_is_named(tmp_path: Path, monkeypa
         at = data.index(pictures[0])
         Path(file.uri).write_bytes(data[:at] + bytes(len(pictures[0])) + data[at + len(pictures[0]) :])
     monkeypatch.setattr(ray.data.DataContext.get_current(), "max_errored_blocks", -1)
-    with pytest.raises(UserError, match="the image is damaged"):
+    with pytest.raises(UserError, match="is damaged"):
         train(_config(tmp_path, ingest_actors=1))
 
 
