@@ -8,7 +8,7 @@ TURNED = "\u202efdp.exe"  # written from right to left
 _TAGS = {
     "html", "head", "meta", "title", "style", "body", "main", "h1", "h2", "h3", "p", "bdi", "div", "b", "span", "i", "table", "thead",
     "tbody", "tr", "th", "td", "ul", "li", "figure", "img", "figcaption", "a", "svg", "g", "line", "circle", "text", "polyline", "dl",
-    "dt", "dd",
+    "dt", "dd", "details", "summary",
 }  # fmt: skip
 _ATTRIBUTES = {
     "lang", "charset", "name", "content", "http-equiv", "class", "style", "alt", "src", "scope", "tabindex", "role", "aria-label",

@@ -46,6 +46,11 @@ class Calibration:
         """Probabilities of fake, float64 [N], for videos' scores in [0, 1]."""
         return scaled(scores, self.a, self.b)
 
+    @property
+    def threshold(self) -> float:
+        """The score, in 0..1 as the model gives it, above which a video is called fake: that of which the probability is 0.5."""
+        return 1 / (1 + math.exp(self.b / self.a))
+
     def describe(self) -> str:
         """For people."""
         return f"Platt's scaling (a {self.a:.3f}, b {self.b:.3f}), fitted on {self.reals} real and {self.fakes} fake validation videos"

@@ -63,7 +63,8 @@ def heat_maps(scorer: Scorer, pictures: Sequence[Sequence[bytes]]) -> tuple[np.n
     seen = _seen(members[0], faces)
     total = torch.zeros(())
     for member in members:
-        total = total + member.weight * functional.interpolate(_heat(scorer, member, faces), seen.shape[-2:], mode="bilinear")
+        share = member.weight / (1 if member.clips else len(faces[0]))  # a clip's logit is the mean of its frames'
+        total = total + share * functional.interpolate(_heat(scorer, member, faces), seen.shape[-2:], mode="bilinear")
     total = total.clamp(min=0)
     heat: np.ndarray = (total / total.max().clamp(min=torch.finfo(torch.float32).tiny)).numpy()
     rgb = (seen.clamp(0, 1) * 255).round().to(torch.uint8).movedim(-3, -1).numpy()
@@ -85,7 +86,9 @@ def _seen(member: Member, faces: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _heat(scorer: Scorer, member: Member, faces: Sequence[torch.Tensor]) -> torch.Tensor:
-    """float32 [N,T,h,w], not below 0: Grad-CAM of the logit at the model's maps; those of fewer frames are stretched over all."""
+    """float32 [N,T,h,w], below 0 for what spoke against a fake: Grad-CAM of the logit at the model's maps; those of fewer frames are
+    stretched over all.
+    """
     cam = LayerGradCam(member.model, member.model.get_submodule(str(member.model.MAPS)))
     way = transforms.evaluation(member.transform)
     found = []
@@ -94,7 +97,7 @@ def _heat(scorer: Scorer, member: Member, faces: Sequence[torch.Tensor]) -> torc
         clips = torch.stack([way(each) for each in faces[first : first + step]])
         n, t = clips.shape[:2]
         (images,) = to_device(clips if member.clips else clips.flatten(0, 1), torch.empty(0), scorer.device)
-        heat = cam.attribute(images, relu_attributions=True).detach().float().cpu()
+        heat = cam.attribute(images, relu_attributions=False).detach().float().cpu()
         if member.clips:
             found.append(functional.interpolate(heat, (t, *heat.shape[-2:]), mode="trilinear")[:, 0])
         else:

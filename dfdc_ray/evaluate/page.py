@@ -23,6 +23,7 @@ def page(report: Report, pictures: Mapping[str, bytes], mistakes: Sequence[Mista
         numbers=tables.numbers(report),
         pictures=[(pictures[name], title) for name, title in tables.PICTURES.items()],
         slices=tables.slices(report),
+        coverage=tables.coverage(report),
         unscored=unscored,
         worst=worst,
         mistakes=[(mistake, _facts(mistake), _places(mistake, out)) for mistake in mistakes],

@@ -14,7 +14,7 @@ from dfdc_ray.evaluate import calibration
 from dfdc_ray.evaluate.appearance import SKIN_TONES, skin_tone_class
 from dfdc_ray.evaluate.duplicates import CLOSE
 from dfdc_ray.evaluate.metrics import FEW_GROUPS, THRESHOLD, Interval, Level, Metrics, binary_metrics, bootstrap, log_losses
-from dfdc_ray.evaluate.report import JudgedVideo, Report
+from dfdc_ray.evaluate.report import WORST, JudgedVideo, Report
 from dfdc_ray.pages import Section, Table
 
 # name in Metrics, name for people, what it is counted over
@@ -91,7 +91,7 @@ def _level(level: Level, unit: str) -> Section:
 def markdown(report: Report) -> str:
     """The report for people: protocol, tables beside the baselines, what could not be scored, the worst mistakes."""
     pictures = [f"![{title}]({name}.png)" for name, title in PICTURES.items()]
-    return pages.markdown(report.title, report.warnings, [*numbers(report), *slices(report), *pictures, *losses(report)])
+    return pages.markdown(report.title, report.warnings, [*numbers(report), *slices(report), *pictures, coverage(report), *losses(report)])
 
 
 def numbers(report: Report) -> list[Section]:
@@ -114,6 +114,27 @@ def slices(report: Report) -> list[Section]:
     if report.near_duplicates is not None:
         found.append(_near_duplicates(report))
     return [*found, _calibration(report)]
+
+
+def coverage(report: Report) -> Section:
+    """How much of the videos the numbers rest on, and the videos with the least."""
+    kinds = [(label.lower(), [v for v in report.videos if v.label == label]) for label in ("REAL", "FAKE")]
+    parts = sorted({v.part for v in report.videos if v.part is not None})
+    kinds += [(f"part {part}", [v for v in report.videos if v.part == part]) for part in parts]
+    rows = []
+    for name, some in kinds:
+        scored, sampled = sum(v.score is not None for v in some), sum(v.frames_sampled for v in some)
+        frames = sum(v.frames_scored for v in some)
+        shares = [pages.percent(scored, len(some)), str(sampled), str(frames), pages.percent(frames, sampled)]
+        rows.append([name, str(len(some)), str(scored), *shares])
+    head = ["videos", "all", "with a score", "share", "frames sampled", "with a face that was scored", "share"]
+    body: list[str | Table] = [Table(head, rows)]
+    least = sorted((v for v in report.videos if 0 < v.frames_scored < v.frames_sampled), key=lambda v: v.frames_scored / v.frames_sampled)
+    if least:
+        body.append("The scored videos with the smallest share of their frames scored:")
+        cells = [[v.video_id, v.label, f"{v.frames_scored} of {v.frames_sampled}", f"{v.counted_as:.4f}"] for v in least[:WORST]]
+        body.append(Table(["video", "label", "frames scored", "score"], cells))
+    return Section("Coverage", body)
 
 
 def losses(report: Report) -> tuple[Section, Section]:

@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from dfdc_ray.evaluate import plots
 from dfdc_ray.evaluate.metrics import binary_metrics
 from dfdc_ray.experiments.config import ModelsConfig
 from dfdc_ray.experiments.models import Task
-from dfdc_ray.experiments.table import reports
+from dfdc_ray.experiments.table import Curves, reports
 from dfdc_ray.models import takes_clips
 from dfdc_ray.pages import Section, Table
 
@@ -73,8 +74,14 @@ def markdown(config: ModelsConfig, lines: Sequence[Line], failed: Mapping[str, s
     return pages.markdown(_TITLE, _warnings(lines), [*_sections(config, lines, {}), *picture, *_sections(config, [], failed)])
 
 
-def page(config: ModelsConfig, lines: Sequence[Line], failed: Mapping[str, str], picture: bytes) -> bytes:
-    """The same as report.html. picture: of `plot`."""
+def page(
+    config: ModelsConfig,
+    lines: Sequence[Line],
+    failed: Mapping[str, str],
+    picture: bytes,
+    curves: Mapping[str, Curves] = MappingProxyType({}),
+) -> bytes:
+    """The same as report.html. picture: of `plot`. curves: by the name of a line."""
     return pages.render(
         "experiments.html",
         title=_TITLE,
@@ -82,7 +89,7 @@ def page(config: ModelsConfig, lines: Sequence[Line], failed: Mapping[str, str],
         warnings=_warnings(lines),
         sections=_sections(config, lines, failed),
         pictures=[(picture, f"{_PLOT}; the table has the numbers", f"{_PLOT}: up is better, left is cheaper")] if lines else [],
-        reports=reports(((line.task.name, line.task.report) for line in lines), config.out),
+        reports=reports(((line.task.name, line.task.report) for line in lines), config.out, curves),
     )
 
 

@@ -8,14 +8,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as ConsoleTable
 
-from dfdc_ray import __version__, pages
+from dfdc_ray import __version__, pages, storage
 from dfdc_ray.corpus.splits import only_family
 from dfdc_ray.evaluate.metrics import FEW_GROUPS
 from dfdc_ray.evaluate.page import link
+from dfdc_ray.evaluate.tables import PICTURES
 from dfdc_ray.experiments.cells import CENTRE_NAME, IMPROVED_NAME, MAJORITY, SECONDS_NAME, Cell
 from dfdc_ray.experiments.config import ExperimentsConfig
 from dfdc_ray.pages import Section, Table
 
+Curves = Sequence[tuple[bytes, str]]  # PNGs and their titles
 _TITLE = "The founding report's experiments, again"
 _HEAD = (
     "what",
@@ -107,8 +109,13 @@ def markdown(config: ExperimentsConfig, lines: Sequence[Line], left_out: Mapping
     return pages.markdown(_TITLE, _warnings(config, lines), _sections(config, lines, left_out))
 
 
-def page(config: ExperimentsConfig, lines: Sequence[Line], left_out: Mapping[str, str] = MappingProxyType({})) -> bytes:
-    """The same as report.html."""
+def page(
+    config: ExperimentsConfig,
+    lines: Sequence[Line],
+    left_out: Mapping[str, str] = MappingProxyType({}),
+    curves: Mapping[str, Curves] = MappingProxyType({}),
+) -> bytes:
+    """The same as report.html. curves: by the name of a line."""
     return pages.render(
         "experiments.html",
         title=_TITLE,
@@ -116,13 +123,22 @@ def page(config: ExperimentsConfig, lines: Sequence[Line], left_out: Mapping[str
         warnings=_warnings(config, lines),
         sections=_sections(config, lines, left_out),
         pictures=[],
-        reports=reports(((line.cell.name, line.uri) for line in lines), config.out),
+        reports=reports(((line.cell.name, line.uri) for line in lines), config.out, curves),
     )
 
 
-def reports(lines: Iterable[tuple[str, str]], out: str) -> list[tuple[str, str | None]]:
-    """By name of a line where its own page is, as seen from one in `out`; None on S3. lines: names, and URIs of their report.json."""
-    return [(name, link(uri.removesuffix(".json") + ".html", out)) for name, uri in lines]
+def reports(lines: Iterable[tuple[str, str]], out: str, curves: Mapping[str, Curves]) -> list[tuple[str, str | None, Curves]]:
+    """By name of a line where its own page is, as seen from one in `out` (None on S3), and its curves.
+
+    lines: names, and URIs of their report.json.
+    """
+    return [(name, link(uri.removesuffix(".json") + ".html", out), curves.get(name, ())) for name, uri in lines]
+
+
+def curves_of(uri: str) -> Curves:
+    """Those of a line, which lie beside its report.json."""
+    folder = uri.rpartition("/")[0]
+    return [(storage.read_bytes(storage.join(folder, f"{name}.png")), title) for name, title in PICTURES.items()]
 
 
 def _improved(lines: Sequence[Line]) -> Line:

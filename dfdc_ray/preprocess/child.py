@@ -38,6 +38,7 @@ def main() -> None:
     if settings.crop == "face":
         detector = load_detector(settings.detector, threshold=settings.detector_threshold, long_side=settings.detector_long_side)
     resource.setrlimit(resource.RLIMIT_DATA, (memory, memory))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a crash leaves nothing of a video on the disk
     connection.send(("ready",))
     while True:
         try:

@@ -66,7 +66,7 @@ _UPLOAD: dict[str, Any] = {
 }
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": Problem, "description": "No form with one file in it, or an empty file."},
-    408: {"model": Problem, "description": "Nothing came for a minute."},
+    408: {"model": Problem, "description": "Nothing came for a minute, or not all within half an hour."},
     413: {"model": Problem, "description": "The file is too large."},
     503: {"model": Problem, "description": "The queue is full; Retry-After says when to try again."},
     507: {"model": Problem, "description": "There is no room for the file."},

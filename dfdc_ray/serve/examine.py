@@ -28,7 +28,7 @@ _BEGINS = re.compile(r" It begins with b(['\"]).*\1\.$")  # for whoever looks in
 _HINT = "Try an MP4 with H.264, which any phone or editor can write."
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Finding:
     """All that is kept of a video."""
 
@@ -37,12 +37,13 @@ class Finding:
     faces: tuple[bytes, ...]  # JPEG, one for each of the evidence's rows
     heat: dict[int, bytes]  # JPEG by row
     maps: bytes | None  # PNG: what the model looked at, of models that can show it
+    printed: bytes = b""  # the printable page, once it was asked for
 
     @property
     def size(self) -> int:
         """Bytes of the pictures."""
         pictures = [picture for row in self.evidence.pictures for picture in row]
-        return sum(map(len, [*pictures, *self.faces, *self.heat.values(), self.maps or b""]))
+        return sum(map(len, [*pictures, *self.faces, *self.heat.values(), self.maps or b"", self.printed]))
 
 
 class Examiner:
@@ -75,18 +76,18 @@ class Examiner:
                 raise Refused(_said(f"No score: {evidence.video.error}.", path))
             progress("heat", None)
             faces, heat = _drawn(self.scorer, evidence)
-            times = [row["time_s"] for row in evidence.rows]
             can = evidence.pictures and maps.shows(self.scorer)
-            picture = maps.draw(self.scorer, evidence.pictures, evidence.scores, times, title=name) if can else None
+            picture = maps.draw(self.scorer, evidence, title=name) if can else None
         document = _document(self.scorer, self.settings, evidence, result, heat=set(heat), has_maps=picture is not None)
         return Finding(evidence=evidence, document=document, faces=faces, heat=heat, maps=picture)
 
     def report(self, finding: Finding) -> bytes:
-        """The printable page. It may draw heat maps again, so it waits while a video is scored."""
+        """The printable page, made once. It may draw heat maps again, so it waits while a video is scored."""
         from dfdc_ray.serve import onepage
 
         with self._models:
-            return onepage.page(finding.evidence, self.scorer, name=finding.evidence.video.uri)
+            finding.printed = finding.printed or onepage.page(finding.evidence, self.scorer, name=finding.evidence.video.uri)
+        return finding.printed
 
     def close(self) -> None:
         """End the decoding process."""
@@ -176,7 +177,7 @@ def _document(
         "frames_without_face": [{"frame": frame, "time_s": time_s} for frame, time_s in result.sampled if frame not in with_face],
         "calibrated": scorer.calibration is not None,
         "unit": "clips" if scorer.clips else "frames",
-        "sureness": None if video.score is None else show.sureness(video.score),
+        "sureness": None if video.score is None else show.sureness(video),
         "meaning": None if video.score is None else show.meaning(video),
         "maps": has_maps,
     }

@@ -62,7 +62,7 @@ class Limits:
     max_bytes: int  # of a file
     waiting: int = 50  # files, those included that are being received
     keep_s: float = 3600.0  # results are kept so long,
-    keep: int = 100  # so many at most,
+    keep: int = 100  # so many at most, and so many failures,
     keep_bytes: int = 1 << 30  # and so large in all
 
 
@@ -221,10 +221,12 @@ class Jobs(Generic[T]):
 
     def _forget_old(self) -> None:
         ended = sorted((job for job in self._jobs.values() if job.ended), key=lambda job: -job.ended)
-        held = 0
-        for place, job in enumerate(ended):
-            held += job.result.size if job.result is not None else 0
-            too_many = place >= self.limits.keep or (place > 0 and held > self.limits.keep_bytes)
+        held, places = 0, {True: 0, False: 0}
+        for job in ended:
+            failed = job.result is None
+            held += 0 if job.result is None else job.result.size
+            too_many = places[failed] >= self.limits.keep or (places[failed] > 0 and held > self.limits.keep_bytes)
+            places[failed] += 1
             if too_many or job.ended + self.limits.keep_s < time.monotonic():
                 del self._jobs[job.id]
 

@@ -55,6 +55,7 @@ class VideoScore:
     score: float | None = None  # probability of fake, calibrated where the checkpoint is
     raw_score: float | None = None  # before calibration, as those of frames and tracks; None where the checkpoint is not calibrated
     verdict: Literal["REAL", "FAKE"] | None = None  # FAKE above 0.5
+    raw_threshold: float = THRESHOLD  # of raw_score and of the scores of frames and tracks: above it they speak for a fake
     short_tracks: bool = False  # no face was there long enough, so the longest decided
     width: int | None = None  # of the frames, pixels
     height: int | None = None
@@ -71,6 +72,13 @@ class Evidence:
     rows: tuple[dict[str, Any], ...] = ()  # as of a face shard; of a clip its first frame's
     pictures: tuple[tuple[bytes, ...], ...] = ()  # encoded: one, or a clip's
     scores: tuple[float, ...] = ()  # before calibration
+
+    @property
+    def deciding(self) -> list[int]:
+        """Which of them are of tracks that count, the highest score first."""
+        counted = {track.track_id for track in self.video.tracks if track.counted}
+        some = [n for n, row in enumerate(self.rows) if (row["track_id"] or 0) in counted]
+        return sorted(some, key=lambda n: -self.scores[n])
 
 
 def judge(uri: str, result: VideoResult, scorer: Scorer, settings: Settings) -> Evidence:
@@ -130,6 +138,7 @@ def _judged(uri: str, rows: Sequence[dict[str, Any]], scores: np.ndarray, *, sam
         score=probability,
         raw_score=whole.score if scorer.calibration else None,
         verdict="FAKE" if probability > THRESHOLD else "REAL",
+        raw_threshold=scorer.calibration.threshold if scorer.calibration else THRESHOLD,
         short_tracks=whole.short,
         width=rows[0]["frame_width"],
         height=rows[0]["frame_height"],

@@ -48,22 +48,18 @@ def name_of(uri: str, suffix: str = ".png") -> str:
 def write(scorer: Scorer, evidence: Evidence, folder: str) -> None:
     """The picture of a scored video, into a folder or s3:// prefix; none of a video without a score."""
     if evidence.pictures:
-        uri, times = evidence.video.uri, [row["time_s"] for row in evidence.rows]
-        drawn = draw(scorer, evidence.pictures, evidence.scores, times, title=PurePosixPath(uri).name)
-        storage.write_bytes(storage.join(folder, name_of(uri)), drawn)
+        uri = evidence.video.uri
+        storage.write_bytes(storage.join(folder, name_of(uri)), draw(scorer, evidence, title=PurePosixPath(uri).name))
 
 
-def draw(scorer: Scorer, pictures: Sequence[Sequence[bytes]], scores: Sequence[float], times: Sequence[float], *, title: str) -> bytes:
-    """PNG bytes: what there is to see in the faces with the highest scores, or in the clip with the highest.
-
-    pictures: encoded faces, or the frames of each clip; scores and times (s; of a clip's first frame): one each.
-    """
-    order = np.argsort(scores)[::-1]
+def draw(scorer: Scorer, evidence: Evidence, *, title: str) -> bytes:
+    """PNG bytes: what there is to see in the faces of a scored video with the highest scores, or in the clip with the highest."""
+    pictures, scores, times = evidence.pictures, evidence.scores, [row["time_s"] for row in evidence.rows]
     if scorer.clips:
-        best = int(order[0])
+        best = evidence.deciding[0]
         said = f"{title}: the clip from {times[best]:.2f} s on, score {scores[best]:.3f}"
         return plots.png(_sheet(_of_clip(scorer, pictures[best]), captions=(), title=said))
-    chosen = sorted(order[:MOST].tolist())
+    chosen = sorted(evidence.deciding[:MOST])
     captions = [f"{times[i]:.2f} s\n{scores[i]:.3f}" for i in chosen]
     faces = [_tensor(pictures[i][0]) for i in chosen]
     rows = [row for member in scorer.members if _attends(member) for row in _attention(scorer, member, faces)]

@@ -48,7 +48,7 @@ def page(evidence: Evidence, scorer: Scorer, *, name: str) -> bytes:
         video=video,
         unit=unit,
         scored=scored,
-        sureness=None if video.score is None else show.sureness(video.score),
+        sureness=None if video.score is None else show.sureness(video),
         meaning=None if video.score is None else show.meaning(video),
         threshold=THRESHOLD,
         min_coverage=MIN_COVERAGE_PERCENT,
@@ -84,11 +84,13 @@ def _timeline(video: VideoScore) -> tuple[list[Line], list[tuple[float, str]]] |
 
 
 def _pictures(evidence: Evidence, scorer: Scorer) -> list[tuple[str, list[tuple[Shown, str]]]]:
-    """Title, and pictures with what is said of them: those with the highest scores, and those with the lowest that are not among them."""
+    """Title, and pictures with what is said of them: of the tracks that count those with the highest scores, and those with the lowest that
+    are not among them.
+    """
     most = 1 if scorer.clips else FACES
-    order = np.argsort(evidence.scores, kind="stable").tolist()
-    high = order[::-1][:most]
-    low = [i for i in order[:most] if i not in high]
+    order = evidence.deciding
+    high = order[:most]
+    low = [i for i in order[::-1][:most] if i not in high]
     found = dict(zip([*high, *low], shown(scorer, [evidence.pictures[i] for i in (*high, *low)]), strict=True))
     groups = (("The highest scores", high), ("The lowest scores", low))
     return [(title, [(one, _said(evidence, i, one)) for i in some for one in found[i]]) for title, some in groups if some]

@@ -1,6 +1,7 @@
 """Reads the one file of a multipart/form-data request, piece by piece as it comes: it is never in memory as a whole."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 
 from python_multipart import MultipartParser
@@ -11,6 +12,7 @@ from starlette.requests import Request
 FIELD = "file"
 OVERHEAD = 1 << 16  # bytes that a request may have besides its file
 _STALL_S = 60.0  # without a byte: the client is gone, and holds a place in the queue
+_WHOLE_S = 1800.0  # for the whole request: nobody holds a place by sending a byte now and then
 
 
 class BadForm(Exception):
@@ -18,7 +20,7 @@ class BadForm(Exception):
 
 
 class Stalled(Exception):
-    """Nothing has come for a while."""
+    """Nothing has come for a while, or not all of it within the time for it."""
 
 
 async def receive_file(request: Request, write: Callable[[bytes], object], *, most: int) -> str:
@@ -50,9 +52,10 @@ async def receive_file(request: Request, write: Callable[[bytes], object], *, mo
 
 
 async def _unless_stalled(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    ends = time.monotonic() + _WHOLE_S
     while True:
         try:
-            yield await asyncio.wait_for(anext(pieces), _STALL_S)
+            yield await asyncio.wait_for(anext(pieces), min(_STALL_S, ends - time.monotonic()))
         except StopAsyncIteration:
             return
         except TimeoutError as error:

@@ -228,7 +228,8 @@ def _announce(config: ServeConfig) -> None:
     else:
         console.print(
             f"[bold yellow]Warning:[/] it listens on {config.host}, and there is no authentication and no encryption: anyone who reaches "
-            "this address can upload, and see how much others do. Put it behind a server that asks who they are (--name).",
+            "this address can upload, and see how much others do. Put it behind a server that asks who they are, and give the name by "
+            "which browsers ask for it (--name): without, other web sites can have their visitors' browsers use it.",
             highlight=False,
             soft_wrap=True,
         )

@@ -12,41 +12,47 @@ from rich.panel import Panel
 from rich.table import Column, Table
 from rich.text import Text
 
+from dfdc_ray.console import printable
 from dfdc_ray.evaluate.aggregate import MIN_COVERAGE_PERCENT
 from dfdc_ray.evaluate.metrics import THRESHOLD
+from dfdc_ray.pages import percent
 
 if TYPE_CHECKING:
-    from dfdc_ray.serve.judge import FrameScore, VideoScore
+    from dfdc_ray.serve.judge import FrameScore, TrackScore, VideoScore
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 64  # characters of the timeline
 TRACKS = ("face", "score", "frames", "from", "to", "first box (x y w h)", "")
+_SURENESS = ((0.1, "hardly more than a guess"), (0.3, "leaning that way"), (0.45, "fairly sure"), (1.0, "a clear answer"))
+_DECIDING = 5  # frames that are named
 _COLOURS = {"REAL": "green", "FAKE": "red"}
 
 
-def sureness(score: float) -> str:
-    """In words how far a score is from the threshold."""
-    distance = abs(score - THRESHOLD)
-    return "hardly more than a guess" if distance < 0.1 else "leaning that way" if distance < 0.3 else "a clear answer"
+def sureness(result: VideoScore) -> str:
+    """In words how far the score of a scored video is from the threshold; nothing is said of one that is no probability."""
+    if result.raw_score is None:
+        return "not calibrated"
+    distance = abs((result.score or 0.0) - THRESHOLD)
+    return next(words for limit, words in _SURENESS if distance < limit)
 
 
 def video(result: VideoScore, console: Console) -> None:
     """Print one video as a panel."""
-    title = escape(result.uri)
+    title = escape(printable(result.uri))
     if result.score is None or result.verdict is None:
         at = f" (at {result.stage})" if result.stage else ""
-        console.print(Panel(Text(f"no score: {result.error}{at}", style="yellow"), title=title, title_align="left"))
+        console.print(Panel(Text(printable(f"no score: {result.error}{at}"), style="yellow"), title=title, title_align="left"))
         return
     colour = _COLOURS[result.verdict]
     seen = len({face.frame for track in result.tracks for face in track.faces})
     lines: list[Text | Table] = [
-        Text.assemble((result.verdict, f"bold {colour}"), f"  score {result.score:.3f} (0 real, 1 fake): {sureness(result.score)}"),
+        Text.assemble((result.verdict, f"bold {colour}"), f"  score {result.score:.3f} (0 real, 1 fake): {sureness(result)}"),
         Text(meaning(result), style="dim"),
         Text(f"{seen} of {result.frames_sampled} sampled frames scored, {result.width}x{result.height} pixels", style="dim"),
     ]
     if result.short_tracks:
         lines.append(Text(f"No face is in {MIN_COVERAGE_PERCENT} % of the frames: the longest one decides.", style="yellow"))
-    lines += [*timeline(result.frames), faces(result)]
+    lines += [*timeline(result.frames, result.raw_threshold), faces(result), Text(), deciding(result)]
     console.print(Panel(Group(*lines), title=title, title_align="left", border_style=colour), highlight=False)
 
 
@@ -54,21 +60,25 @@ def meaning(result: VideoScore) -> str:
     """What the score of a scored video says."""
     if result.raw_score is None:
         return "The score is not calibrated: no probability (dfdc-ray calibrate)."
-    like = f"of videos like those of validation that get this score, {result.score:.0%} are fake"
+    like = f"of videos like those of validation that get this score, {percent(result.score or 0.0, 1)} are fake"
     return f"Calibrated: {like} (the model's own score: {result.raw_score:.3f})."
 
 
-def timeline(frames: Sequence[FrameScore]) -> list[Text]:
-    """One bar per scored frame (or per few, when there are many), with the first and last time below and the extremes beside."""
+def timeline(frames: Sequence[FrameScore], threshold: float) -> list[Text]:
+    """One bar per scored frame (or per few, when there are many), with the first and last time below and the extremes beside.
+
+    threshold: above which a frame's score speaks for a fake.
+    """
     bars = Text()
     for some in np.array_split(np.array([frame.score for frame in frames]), min(len(frames), _WIDTH)):
         score = float(some.mean())
-        bars.append(_BARS[min(int(score * len(_BARS)), len(_BARS) - 1)], style=_COLOURS["FAKE" if score > THRESHOLD else "REAL"])
+        bars.append(_BARS[min(int(score * len(_BARS)), len(_BARS) - 1)], style=_COLOURS["FAKE" if score > threshold else "REAL"])
     first, last = f"{frames[0].time_s:.1f} s", f"{frames[-1].time_s:.1f} s"
     below = Text(first + last.rjust(max(len(bars) - len(first), len(last) + 1)), style="dim")
     high, low = max(frames, key=lambda f: f.score), min(frames, key=lambda f: f.score)
     extremes = Text(f"highest {high.score:.3f} at {high.time_s:.1f} s, lowest {low.score:.3f} at {low.time_s:.1f} s", style="dim")
-    return [Text("\nscores of the frames over time (▁ real, █ fake)"), bars, below, extremes, Text()]
+    above = "" if threshold == THRESHOLD else f"; before calibration, fake above {threshold:.3f}"
+    return [Text(f"\nscores of the frames over time (▁ 0, █ 1{above})"), bars, below, extremes, Text()]
 
 
 def faces(result: VideoScore) -> Table:
@@ -79,6 +89,20 @@ def faces(result: VideoScore) -> Table:
     return table
 
 
+def deciding(result: VideoScore) -> Table:
+    """The frames with the highest scores of the face that decides."""
+    face = decides(result)
+    table = Table("frames that decided", "at", "score", box=None, padding=(0, 2, 0, 0))
+    for one in sorted(face.faces, key=lambda one: -one.score)[:_DECIDING]:
+        table.add_row(f"frame {one.frame}, face {face.track_id}", f"{one.time_s:.1f} s", f"{one.score:.3f}")
+    return table
+
+
+def decides(result: VideoScore) -> TrackScore:
+    """Of the faces that count that with the highest score, which is the video's."""
+    return max((track for track in result.tracks if track.counted), key=lambda track: track.score)
+
+
 def tracks(result: VideoScore) -> list[list[str]]:
     """A row of TRACKS for each face over time."""
     rows = []
@@ -86,7 +110,7 @@ def tracks(result: VideoScore) -> list[list[str]]:
         first, last = track.faces[0], track.faces[-1]
         box = "whole frame" if first.box is None else " ".join(f"{value:.0f}" for value in first.box)
         share = f"{len(track.faces)} ({track.coverage:.0%})"
-        note = "" if track.counted else "too short to count"
+        note = "decides" if track is decides(result) else "" if track.counted else "too short to count"
         rows.append([str(track.track_id), f"{track.score:.3f}", share, f"{first.time_s:.1f} s", f"{last.time_s:.1f} s", box, note])
     return rows
 
@@ -96,8 +120,8 @@ def summary(results: Sequence[VideoScore], console: Console) -> None:
     table = Table(Column("video", overflow="fold"), "verdict", "score", "")
     for result in results:
         if result.score is None or result.verdict is None:
-            table.add_row(escape(result.uri), "-", "-", escape(result.error or ""))
+            table.add_row(escape(printable(result.uri)), "-", "-", escape(printable(result.error or "")))
         else:
             verdict = Text(result.verdict, style=_COLOURS[result.verdict])
-            table.add_row(escape(result.uri), verdict, f"{result.score:.3f}", sureness(result.score))
+            table.add_row(escape(printable(result.uri)), verdict, f"{result.score:.3f}", sureness(result))
     console.print(table, highlight=False)

@@ -74,6 +74,23 @@ def test_heat_is_where_the_logit_comes_from() -> None:
     assert heat[0] == pytest.approx((exact / exact.max()).numpy(), abs=1e-4)
 
 
+@pytest.mark.parametrize(("sign", "weight", "hot"), [(-5.0, 0.5, False), (5.0, 0.5, True), (-5.0, -0.5, True), (5.0, -0.5, False)])
+def test_what_speaks_against_a_fake_in_one_model_takes_from_the_others(sign: float, weight: float, hot: bool) -> None:
+    recipe: dict[str, Any] = transforms.recipe(64, "resnet34") | {"mean": [0.0] * 3, "std": [1.0] * 3}
+    one, other = _Red(), _Red()
+    with torch.no_grad():
+        other.weight *= sign
+    picture = np.zeros((64, 64, 3), np.uint8)
+    picture[16:32, 32:48, 0] = 255
+    scorer = scorer_of(Member("resnet34", one, recipe, 0.5), Member("resnet34", other, recipe, weight))
+    found = heat_maps(scorer, [(png(picture),)])
+    assert found is not None
+    assert (found[1][0, 24, 40] == pytest.approx(1, abs=1e-6)) == hot
+    assert (found[1].max() == 0) != hot
+    plain = scorer.score([(png(np.zeros_like(picture)),)])[0]
+    assert (scorer.score([(png(picture),)])[0] > plain) == hot
+
+
 def test_cold_places_stay_as_they_are() -> None:
     picture = np.full((4, 4, 3), 77, np.uint8)
     heat = np.zeros((4, 4))

@@ -140,6 +140,18 @@ def test_each_method_is_beside_all_reals_and_each_part_by_itself() -> None:
     assert "| 1 | 1 | 2 | 0.0000 (0.000 to 0.000) | 0.5000 (0.000 to 1.000) |" in text
 
 
+def test_how_much_the_numbers_rest_on() -> None:
+    videos = [_video("real1", "REAL", 0.1, part=0), _video("real2", "REAL", None, part=1), _video("fake1", "FAKE", 0.9, part=0)]
+    videos[0] = replace(videos[0], frames_sampled=8, frames_scored=2)
+    videos[1] = replace(videos[1], frames_sampled=8, frames_scored=0)
+    videos[2] = replace(videos[2], frames_sampled=8, frames_scored=8)
+    text = markdown(_report(videos))
+    assert "| real | 2 | 1 | 50.0% | 16 | 2 | 12.5% |" in text
+    assert "| part 0 | 2 | 2 | 100.0% | 16 | 10 | 62.5% |" in text
+    assert "| c/real1.mp4 | REAL | 2 of 8 | 0.1000 |" in text
+    assert "| c/fake1.mp4 | FAKE | 8 of 8 |" not in text
+
+
 def test_no_table_of_methods_and_parts_that_nobody_knows() -> None:
     text = markdown(_report([_video("real1", "REAL", 0.1), _video("fake2", "FAKE", 0.7)]))
     assert "## By method" not in text

@@ -16,6 +16,7 @@ import pytest
 import ray
 import torch
 from helpers import write_face_shards
+from seen import Seen
 from torch import nn
 
 from dfdc_ray.cluster.run import connect
@@ -97,6 +98,10 @@ def test_the_whole_table_in_miniature(
     reports = [json.loads(Path(line["report"]).read_text()) for line in lines]
     assert all(report["frame"]["metrics"]["n"] > 0 for report in reports)
 
+    made = (tmp_path / "out" / "report.html").read_bytes()
+    assert len(made) < 10e6
+    assert len(Seen(made).all("img", "src")) == 4 * len(lines)  # each line's curves
+
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("*") if path.is_file()}
     capsys.readouterr()
     run.report(config)
@@ -118,6 +123,7 @@ def _without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         return Line(cell, "uri", report, ("a", "b", "c", "d"))
 
     monkeypatch.setattr(run, "_line", line)
+    monkeypatch.setattr(run.table, "curves_of", lambda uri: [(b"\x89PNG", "ROC")])
 
 
 def test_lines_that_cannot_be_had_do_not_lose_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

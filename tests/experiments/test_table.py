@@ -141,11 +141,12 @@ def test_the_page_says_the_same() -> None:
     left_out = {"faces, 2 of 8 training groups": HOSTILE}
     lines = _lines(L2=_report(0.8, 0.86))
     lines[2].report["warnings"].append(HOSTILE)
-    made = page(replace(CONFIG, weights="none"), lines, left_out)
+    made = page(replace(CONFIG, weights="none"), lines, left_out, {IMPROVED_NAME: [(b"\x89PNG", "ROC")]})
     assert len(made) < 100_000
     seen = Seen(made)
     seen.check()
     assert seen.text.count(HOSTILE) == 2
+    assert len(seen.all("img", "src")) == 1
     assert "NOT COMPARABLE" in seen.text
     words = markdown(CONFIG, lines, left_out).split("What the numbers say")[1].strip()
     assert words in seen.words

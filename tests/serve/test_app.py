@@ -209,6 +209,22 @@ def test_a_client_that_falls_silent_loses_its_place(site: Site, monkeypatch: pyt
     assert site.files() == 0
 
 
+def test_a_client_that_sends_a_byte_now_and_then_is_given_up(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(receive, "_WHOLE_S", 1.0)
+    at = urlsplit(site.url)
+    with socket.create_connection((str(at.hostname), int(at.port or 0)), timeout=0.1) as client:
+        client.sendall(request_of(site.url, 900))
+        answer = b""
+        for _ in range(100):
+            try:
+                answer = client.recv(100)
+                break
+            except TimeoutError:
+                client.sendall(b"x")
+        assert b" 408 " in answer
+    assert site.files() == 0
+
+
 def test_a_full_disk_is_said(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device", str(site.folder))

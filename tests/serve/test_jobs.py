@@ -158,6 +158,15 @@ def test_only_the_newest_results_are_kept(make: Callable[..., Jobs[Made]], work:
     assert [jobs.look(i) is not None for i in ids] == [False, False, True, True]
 
 
+def test_failures_push_no_result_out(make: Callable[..., Jobs[Made]], work: Work) -> None:
+    jobs = make(keep=2)
+    work.go.set()
+    good = [send(jobs), send(jobs)]
+    bad = [send(jobs, "bad") for _ in range(4)]
+    wait_for(jobs, bad[-1], "failed")
+    assert [jobs.look(i) is not None for i in (*good, *bad)] == [True, True, False, False, True, True]
+
+
 def test_results_are_kept_for_a_while(make: Callable[..., Jobs[Made]], work: Work) -> None:
     jobs = make(keep_s=0.3)
     work.go.set()

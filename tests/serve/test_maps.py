@@ -17,6 +17,7 @@ from dfdc_ray.faces.crop import encode
 from dfdc_ray.models import create_model
 from dfdc_ray.preprocess.settings import settings_of
 from dfdc_ray.serve import maps
+from dfdc_ray.serve.judge import Evidence, TrackScore, VideoScore
 from dfdc_ray.train import checkpoint, transforms
 
 sheet = maps._sheet
@@ -62,7 +63,15 @@ def test_attention_is_drawn_beside_the_faces_it_is_of(tmp_path: Path, monkeypatc
     monkeypatch.setattr(maps, "_sheet", lambda rows, **more: drawn.append((rows, more)) or sheet(rows, **more))
     faces = [[encode(np.roll(FACE, 10 * n, 1), "png")] for n in range(10)]
     scores = [0.1, 0.9, 0.2, 0.8, 0.3, 0.7, 0.4, 0.6, 0.5, 0.55]
-    png = maps.draw(scorer, faces, scores, [0.5 * n for n in range(10)], title="clip $x$.mp4")
+    faces.append([encode(FACE, "png")])  # a passer-by, who does not count
+    tracks = [TrackScore(track_id=n, score=0.5, coverage=1.0, counted=n == 0, faces=()) for n in (0, 1)]
+    evidence = Evidence(
+        video=VideoScore(uri="clip", status="ok", tracks=tuple(tracks)),
+        rows=tuple({"time_s": 0.5 * n, "track_id": int(n == 10)} for n in range(11)),
+        pictures=tuple(map(tuple, faces)),
+        scores=(*scores, 0.99),
+    )
+    png = maps.draw(scorer, evidence, title="clip $x$.mp4")
     (rows, more), *_ = drawn
     assert [len(values) for _, values in rows] == [8, 8]
     assert more["captions"] == [f"{0.5 * n:.2f} s\n{scores[n]:.3f}" for n in (1, 3, 4, 5, 6, 7, 8, 9)]  # the highest, in their order

@@ -1,5 +1,6 @@
 """The printable page of a scored video: its numbers are the video's, nothing in it is obeyed or fetched, without a score it says why."""
 
+import math
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from dfdc_ray.models import create_model
 from dfdc_ray.preprocess.settings import settings_of
 from dfdc_ray.serve.judge import Evidence, VideoScore, _judged
 from dfdc_ray.serve.onepage import page
+from dfdc_ray.serve.show import sureness
 from dfdc_ray.train import checkpoint, transforms
 
 CALIBRATION = Calibration(rule="mean", a=2.0, b=0.5, reals=11, fakes=22, data_hash="d", weights="w")
@@ -62,11 +64,11 @@ def test_the_numbers_are_those_of_the_video(scorer: Scorer) -> None:
     seen, video = Seen(made), evidence.video
     seen.check()
     assert video.score == pytest.approx(scorer.probability(float(SCORES[:7].mean())))
-    assert f"{video.verdict}hardly more than a guess" in seen.words or f"{video.verdict}leaning that way" in seen.words
+    assert f"{video.verdict}{sureness(video)}" in seen.words
     assert f"{video.score:.3f}probability of fake" in seen.words
-    assert f"{video.score:.0%} are fake" in seen.words
+    assert f"{video.score:.1%} are fake" in seen.words
     assert "8 of 10sampled frames scored2 without a face" in seen.words
-    assert "00.4717 (70%)0.0 s3.0 s1 2 3 4" in seen.words  # the track's own score
+    assert "00.4717 (70%)0.0 s3.0 s1 2 3 4decides" in seen.words  # the track's own score
     assert "10.9501 (10%)3.5 s3.5 s1 2 3 4too short to count" in seen.words
     for words in ("abc123", "lowest loss", "hash:0", "fitted on 11 real and 22 fake", "evidence, not proof"):
         assert words in seen.words
@@ -76,7 +78,7 @@ def test_the_faces_that_spoke_loudest_are_shown_with_heat_maps(scorer: Scorer) -
     html = page(_evidence(scorer), scorer, name="a.mp4").decode()
     captions = re.findall(r"<figcaption>([^<]*)</figcaption>", html)
     assert captions == [
-        *("3.50 s, face 1: 0.950", "0.50 s, face 0: 0.900", "2.50 s, face 0: 0.800"),
+        *("0.50 s, face 0: 0.900", "2.50 s, face 0: 0.800", "1.50 s, face 0: 0.600"),  # face 1 does not count
         *("0.00 s, face 0: 0.100", "2.00 s, face 0: 0.200", "3.00 s, face 0: 0.300"),
     ]
     assert len(Seen(html).all("img", "src")) == 2 * 6
@@ -87,7 +89,8 @@ def test_the_timeline_has_each_face_at_its_time_and_score(scorer: Scorer) -> Non
     at = [(float(x), float(y)) for x, y in zip(seen.all("circle", "cx"), seen.all("circle", "cy"), strict=True)]
     assert at == [(pytest.approx(700 * i / 7, abs=0.1), pytest.approx(160 * (1 - score), abs=0.1)) for i, score in enumerate(SCORES)]
     assert seen.all("g", "class") == ["key0", "key1 short"]
-    assert [c for c in seen.all("line", "class") if c == "threshold"] == ["threshold"]
+    heights = dict(zip(seen.all("line", "class"), map(float, seen.all("line", "y1")), strict=True))
+    assert heights["threshold"] == pytest.approx(160 * (1 - 1 / (1 + math.exp(0.25))))  # b / a: where calibration gives 0.5
     assert "0.0 s0.7 s1.4 s2.1 s2.8 s3.5 s" in seen.words
 
 
@@ -131,7 +134,7 @@ def test_of_clips_a_few_frames_of_two(model: str, heat: bool, tmp_path: Path) ->
     seen.check()
     assert "8 of 10sampled clips scored" in seen.words
     assert len(seen.all("img", "src")) == 2 * 3 * (2 if heat else 1)
-    assert "1. frame of the clip from 3.50 s, face 1: 0.950" in seen.words
+    assert "1. frame of the clip from 0.50 s, face 0: 0.900" in seen.words
     assert ("There are no heat maps" in seen.words) != heat
 
 

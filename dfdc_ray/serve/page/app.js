@@ -9,7 +9,12 @@ const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 const percent = (share) => `${Math.round(100 * share)} %`;
 const seconds = (s) => `${s.toFixed(1)} s`;
 const megabytes = (bytes) => `${(bytes / 1e6).toFixed(bytes < 1e7 ? 1 : 0)} MB`;
-const say = (text) => { byId("news").textContent = text; };
+const say = (text) => { // added, so that a screen reader says all of it
+  const line = document.createElement("p"), news = byId("news");
+  line.textContent = text;
+  news.append(line);
+  while (news.children.length > 20) news.firstChild.remove();
+};
 const plural = (n, one, many) => `${n} ${n === 1 ? one : many}`;
 let model = null;
 let sending = Promise.resolve(); // one file after the other: together they would not be faster
@@ -111,7 +116,7 @@ class Card {
         const what = STAGES[status.stage] || "Begins";
         this.state(status.share === null ? `${what} ...` : `${what}: ${percent(status.share)}`, status.share);
       }
-      const news = status.state === "waiting" ? `position ${status.position} in the queue` : STAGES[status.stage] || "begins";
+      const news = status.state === "waiting" ? "waits in the queue" : STAGES[status.stage] || "begins";
       if (news !== last) say(`${this.file.name}: ${news}`);
       last = news;
       await pause(POLL_MS);
@@ -128,7 +133,12 @@ class Card {
     say(`${this.file.name}: ${message}`);
   }
 
-  forget() { if (this.url) fetch(this.url, { method: "DELETE" }).catch(() => {}); }
+  forget() {
+    if (!this.url) return;
+    fetch(this.url, { method: "DELETE" })
+      .then((response) => say(`${this.file.name} is ${response.ok || response.status === 404 ? "gone from" : "still on"} the server.`))
+      .catch(() => say(`${this.file.name} may still be on the server, which does not answer.`));
+  }
 
   remove() {
     this.gone = true;
@@ -139,7 +149,7 @@ class Card {
     const next = this.element.nextElementSibling;
     this.element.remove();
     (next ? next.querySelector(".remove") : byId("file")).focus();
-    say(`${this.file.name} is removed, also from the server.`);
+    say(`${this.file.name} is removed.`);
   }
 
   show(result, expires) {
@@ -261,7 +271,7 @@ class Card {
   }
 
   draw() {
-    const { faces, frames_without_face: without, threshold } = this.result;
+    const { faces, frames_without_face: without } = this.result, threshold = this.video.raw_threshold;
     const box = this.$(".timeline"), width = box.clientWidth;
     const last = Math.max(0.1, ...faces.map((face) => face.time_s), ...without.map((frame) => frame.time_s));
     const end = Number.isFinite(this.player.duration) ? Math.max(this.player.duration, last) : last;
@@ -299,6 +309,7 @@ class Card {
     if (without.length) root.append(svg("text", { x: left - 5, y: top + 16, "text-anchor": "end" }, "none"));
     this.$(".legend .other").hidden = faces.every((face) => face.counted);
     this.$(".legend .none").hidden = !without.length;
+    this.$(".legend .raw").hidden = !this.result.calibrated;
     this.$(".time").hidden = !faces.length && !without.length;
     const foot = top + (without.length ? 22 : 4);
     root.append(svg("line", { x1: left, x2: width - right, y1: foot, y2: foot, class: "axis" }),
