@@ -153,5 +153,5 @@ def test_the_page_says_the_same() -> None:
     assert f"{IMPROVED_NAME}0.8000 (0.780-0.820)0.94000.7000" in seen.words
     assert len(seen.all("a", "href")) == len(lines)
     there = (("a", "/out/cells/x y/report/report.json"), ("b", "s3://bucket/report.json"))
-    assert reports(there, "/out") == [("a", "cells/x%20y/report/report.html"), ("b", None)]
+    assert reports(there, "/out", {}) == [("a", "cells/x%20y/report/report.html", ()), ("b", None, ())]
     assert len([tag for tag, _ in seen.tags if tag == "tr"]) == 1 + 13
