@@ -3,8 +3,9 @@
     dfdc-ray combine --checkpoint out/a/best --checkpoint out/b/best --out out/both [--by logistic --faces out/faces]
 
 mean: the mean of their logits. logistic: weights and a bias fitted on the validation videos, each of which counts once with the logit of
-each checkpoint's score of it (aggregate.py's rule mean_logit): they minimise the mean log loss plus half of PENALTY times the squared
-distance of the weights from those of the mean, so that few videos, or checkpoints that are much alike, leave it near the mean.
+each checkpoint's score of it (aggregate.py's rule mean_logit, by which the combination is then judged too): they minimise the mean log
+loss plus half of PENALTY times the squared distance of the weights from those of the mean, so that few videos, or checkpoints that are
+much alike, leave it near the mean.
 """
 
 import json
@@ -28,6 +29,7 @@ from dfdc_ray.shards.manifest import read_manifest
 from dfdc_ray.train.memory import keep_freed_memory
 
 PENALTY = 0.01
+RULE = "mean_logit"
 _BATCH = 64
 
 
@@ -47,6 +49,7 @@ def combine(config: CombineConfig) -> None:
         logits, labels = _validation(checkpoints, together, str(config.faces))
         weights, bias = fit(logits, labels)
         together = combined(checkpoints, weights, bias, how="logistic combination")
+        together.config["rule"] = RULE
         before, after = (_log_loss(values, labels) for values in (logits.mean(0), np.asarray(weights) @ logits + bias))
         console.print(
             f"On the {len(labels)} validation videos: log loss {before:.4f} of the mean, {after:.4f} of the combination fitted to them.",
@@ -107,7 +110,7 @@ def _validation(checkpoints: Sequence[Members], together: Members, uri: str) -> 
     manifest = read_manifest(uri)
     videos = fitting_videos(uri, together.config, uri="one of the checkpoints")
     faces = faces_of(manifest, videos, clips=together.clips, sound=together.sound, cache=None)
-    found = [faces.aggregate(score_rows(Scorer(each), faces.rows, batch_size=_BATCH), "mean_logit") for each in checkpoints]
+    found = [faces.aggregate(score_rows(Scorer(each), faces.rows, batch_size=_BATCH), RULE) for each in checkpoints]
     scored = [row for row in videos.labelled if row["video_id"] in found[0]]
     scores = np.array([[by_video[row["video_id"]].score for row in scored] for by_video in found])
     return calibration.logits(scores), np.array([row["label"] == "FAKE" for row in scored], dtype=np.int64)

@@ -51,8 +51,8 @@ class Scorer:
 
     @property
     def rule(self) -> str:
-        """How the scores of a track's frames become one: as calibration chose it, else the default."""
-        return self.calibration.rule if self.calibration else DEFAULT
+        """How the scores of a track's frames become one: as calibration chose it, else as a combination was fitted, else the default."""
+        return self.calibration.rule if self.calibration else str(self.config.get("rule", DEFAULT))
 
     def probability(self, score: float) -> float:
         """Of a video's score: calibrated, where the checkpoint is."""

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from dfdc_ray.config import Uris
+from dfdc_ray.config import Balance, Uris
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,8 @@ class ModelsConfig:
     """With clips: every so many-th frame of the video."""
     real_multiplier: int = 4
     """Real videos give this many times the clips or frames for training."""
+    balance: Balance = "frames"
+    """Of the classes, as of train."""
     image_size: int = 224
     """Side in pixels of the models' input; MesoNet's is 256 in any case."""
     epochs: int = 5
@@ -98,4 +100,5 @@ class BonettiniConfig(ModelsConfig):
     sampling: Literal["clips", "spread"] = "spread"
     frames: int = 32
     real_multiplier: int = 1
+    balance: Balance = "sample"
     learning_rate: float = 1e-5

@@ -36,7 +36,10 @@ DETECTORS = (
     Detector(name="efficientnet_b4_attention-siamese", model="efficientnet_b4_attention", objective="triplet"),
     Detector(name="resnet34-self-blended", model="resnet34", self_blend=0.5),
     *(Detector(name=f"{model}-cutmix", model=model, cutmix=0.5) for model in ("seresnext50", "r2plus1d_18", "resnet34_3d")),
-    *(Detector(name=f"{model}-stabilised", model=model, stabilise=True) for model in ("framediff_only", "framediff_late", "chroma")),
+    *(
+        Detector(name=f"{model}-stabilised", model=model, stabilise=True)
+        for model in ("framediff_frames", "framediff_only", "framediff_early", "framediff_late", "chroma")
+    ),
 )
 COMBINATIONS = {
     "four EfficientNets": (
@@ -116,6 +119,7 @@ def trainings(config: ModelsConfig, detectors: Sequence[Detector], *, faces_hash
             self_blend=detector.self_blend,
             cutmix=detector.cutmix,
             stabilise=detector.stabilise,
+            balance=config.balance,
             epochs=config.epochs,
             batch_size=batch,
             learning_rate=config.learning_rate,

@@ -33,6 +33,7 @@ _CLASSES = {
     "r3d_18": "video_resnet.R3D18",
     "r2plus1d_18": "video_resnet.R2Plus1D18",
     "resnet34_3d": "video_resnet.ResNet34In3D",
+    "framediff_frames": "framediff.FrameDiffFrames",
     "framediff_only": "framediff.FrameDiffOnly",
     "framediff_early": "framediff.FrameDiffEarly",
     "framediff_late": "framediff.FrameDiffLate",

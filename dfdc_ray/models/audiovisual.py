@@ -15,6 +15,7 @@ from torch.nn import functional
 
 RATE, BANDS, COEFFICIENTS = 16_000, 40, 13  # of video/sound.py; of the spectrum
 _FFT, _STEP, _FRAME = 512, 160, 400  # samples: 25 ms every 10 ms
+_NOW = slice(6, 11)  # of the 17 steps around a frame: 65 ms, so that syllables (3 to 7 Hz) are not averaged out
 _QUIET = 1e-6  # added to energies: below 16 bits' own noise
 _SAME = 1e-3  # of features, which are about of unit size: a smaller spread than this is none
 
@@ -55,7 +56,7 @@ class MfccLstm(_AudioVisual):
         """float32 [N,T,F]: of each frame MFCCs and mouth, and how both differ from the frame before; each about of unit size."""
         n, t = x.shape[:2]
         pixels = functional.adaptive_avg_pool2d(mouth(x).flatten(0, 1), self.MOUTH).view(n, t, -1)
-        coefficients = mfcc(sound).mean(-1)
+        coefficients = mfcc(sound)[..., _NOW].mean(-1)
         joined = torch.cat([0.1 * coefficients, 4 * (pixels - pixels.mean((1, 2), keepdim=True))], dim=-1)
         before = torch.cat([joined[:, :1], joined[:, :-1]], dim=1)
         return torch.cat([joined, 2 * (joined - before)], dim=-1)
@@ -81,12 +82,13 @@ class AVSync(_AudioVisual):
 
     HEAD = ("decide.3.",)
     OFFSETS = 3  # frames either way
+    STEPS = 4  # of the 17 around a frame, after two poolings: which of them is loud is what tells one offset from another
 
     def __init__(self) -> None:
         super().__init__()
         self.seen = nn.Sequential(_block3d(1, 16), nn.MaxPool3d((1, 2, 2)), _block3d(16, 32), nn.MaxPool3d((1, 2, 2)), _block3d(32, 64))
         self.heard = nn.Sequential(_block2d(1, 16), nn.MaxPool2d(2), _block2d(16, 32), nn.MaxPool2d(2), _block2d(32, 64))
-        self.seen_out, self.heard_out = (nn.Conv1d(64, 64, 3, padding=1) for _ in range(2))
+        self.seen_out, self.heard_out = nn.Conv1d(64, 64, 3, padding=1), nn.Conv1d(64 * self.STEPS, 64, 3, padding=1)
         self.decide = nn.Sequential(nn.BatchNorm1d(2 * self.OFFSETS + 1), nn.Linear(2 * self.OFFSETS + 1, 32), nn.ReLU(), nn.Linear(32, 1))
 
     def forward(self, x: torch.Tensor, sound: torch.Tensor) -> torch.Tensor:
@@ -95,7 +97,7 @@ class AVSync(_AudioVisual):
         spectra = log_mel(sound)
         spectra = (spectra - spectra.mean((1, 2, 3), keepdim=True)) / 4
         seen = self.seen_out(self.seen(mouths - mouths.mean((2, 3, 4), keepdim=True)).mean((3, 4)))
-        heard = self.heard_out(self.heard(spectra.flatten(0, 1)[:, None]).mean((2, 3)).view(n, t, -1).transpose(1, 2))
+        heard = self.heard_out(self.heard(spectra.flatten(0, 1)[:, None]).mean(2).reshape(n, t, -1).transpose(1, 2))
         like = functional.normalize(seen, dim=1).transpose(1, 2) @ functional.normalize(heard, dim=1)  # [N,T,T]
         offsets = range(-self.OFFSETS, self.OFFSETS + 1)
         by_offset = torch.stack([like.diagonal(k, 1, 2).mean(1) if abs(k) < t else like.new_zeros(n) for k in offsets], dim=1)

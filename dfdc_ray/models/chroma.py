@@ -1,9 +1,9 @@
 """How the colour of a face moves: the founding report's second wish, a small network on maps of it.
 
 The logarithm of a channel's ratio to green does not change with how bright a place is, and a lamp that changes shifts it by the same amount
-everywhere (Finlayson and Hordley 2001, doi:10.1364/JOSAA.18.000253). So in a clip each region's change in colour falls into what it shares
-with the whole crop, the light of the scene, and its own. The maps hold its own, and how that differs from the regions around: skin under
-one light changes alike, splotches that a swap leaves do not. What stands still in a clip is in no map.
+everywhere (Finlayson and Hordley 2001, doi:10.1364/JOSAA.18.000253). So in a clip each region's change in colour falls into what it
+shares with the rim of the crop, the light of the scene, and its own. The maps hold its own, and how that differs from the regions
+around: skin under one light changes alike, splotches that a swap leaves do not. What stands still in a clip is in no map.
 """
 
 from collections.abc import Mapping
@@ -16,6 +16,7 @@ from torch.nn import functional
 
 REGIONS = 16  # a side: so large that pores and noise average out
 _DARK = 0.02  # added to the channels, so that the ratios of nearly black pixels are not noise
+_RIM = 3  # regions: what lies outside of the face, whose own change of colour must not be taken for the light's
 _SCALE = 20.0  # own changes are some 0.05
 
 
@@ -49,7 +50,9 @@ def chroma_maps(clips: torch.Tensor) -> torch.Tensor:
     logs = means.log()
     ratios = (logs[:, (0, 2)] - logs[:, 1:2]).view(n, t, 2, REGIONS, REGIONS)
     changes = ratios - ratios.mean(1, keepdim=True)
-    own = changes - changes.mean((3, 4), keepdim=True)
+    rim = torch.ones(REGIONS, REGIONS, device=clips.device)
+    rim[_RIM:-_RIM, _RIM:-_RIM] = 0
+    own = changes - (changes * rim).sum((3, 4), keepdim=True) / rim.sum()
     around = functional.avg_pool2d(own.flatten(0, 1), 3, stride=1, padding=1, count_include_pad=False).view_as(own)
     return torch.cat([own, own - around], dim=2)
 

@@ -1,5 +1,6 @@
 """What the founding report wished for: ResNet34 on the differences between near frames of a clip, alone or beside the frames.
 
+    framediff_frames   the frames alone, to hold the others against
     framediff_only     the differences
     framediff_early    a frame and its difference from the one before, as one picture of six channels
     framediff_late     two networks, one for each, whose features are joined
@@ -31,7 +32,7 @@ class _FrameDiff(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.normalise = nn.BatchNorm2d(3)
+        self.normalise = nn.BatchNorm2d(3) if set(self.STREAMS) != {"frame"} else nn.Identity()
         self.streams = nn.ModuleDict({name: _stream(channels) for name, channels in self.STREAMS.items()})
         self.fc = nn.Linear(512 * len(self.streams), 1)
 
@@ -52,6 +53,12 @@ class _FrameDiff(nn.Module):
             adapted |= {f"streams.{stream}.{name}": value for name, value in state.items() if not name.startswith("fc.")}
             adapted[f"streams.{stream}.conv1.weight"] = _first_layer(state["conv1.weight"], stream)
         return adapted
+
+
+class FrameDiffFrames(_FrameDiff):
+    """The frames alone, all but the first, as the others get them: what differences add is measured against this."""
+
+    STREAMS = MappingProxyType({"frame": 3})
 
 
 class FrameDiffOnly(_FrameDiff):

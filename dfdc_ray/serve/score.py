@@ -108,7 +108,7 @@ def predict(config: PredictConfig) -> None:
             elif not parseable:
                 show.video(result, console)
     if config.json:
-        print(json.dumps(to_json(results, scorer, checkpoints=config.checkpoint, frames=config.frames), indent=2))
+        print(json.dumps(to_json(results, scorer, checkpoints=config.checkpoint, frames=settings.frames * (settings.clips or 1)), indent=2))
     elif config.csv:
         write_csv(results)
     elif len(results) > 1:

@@ -64,7 +64,8 @@ class SelfBlend:
         height, width = picture.shape[-2:]
         if np.isnan(points).any() or min(height, width) < _SMALLEST:
             return None
-        return self_blended(picture, (points - (x, y)) * (width / w, height / h))
+        made = self_blended(picture, (points - (x, y)) * (width / w, height / h))
+        return None if torch.equal(made, picture) else made  # of landmarks so close together that the mask is nowhere
 
 
 def self_blend_of(rows: RowTable, share: float) -> SelfBlend:
@@ -81,12 +82,13 @@ def self_blend_of(rows: RowTable, share: float) -> SelfBlend:
 def face_mask(landmarks: np.ndarray, height: int, width: int) -> np.ndarray:
     """float32 [H,W], 1 within the face and 0 outside: an ellipse, upright as the eyes are level, from above the brows to the chin.
 
-    Its centre is between the nose and the middle of eyes and mouth; its half axes are the distance of the eyes, and 1.35 times that from
-    the eyes' middle to the mouth's: on a frontal face about the outline without ears and hair.
+    Its centre is between the nose and the middle of eyes and mouth; its half axes are the distance of the eyes, or on a turned head 0.8
+    times that from the eyes' middle to the mouth's, and 1.35 times the latter: on a frontal face about the outline without ears and hair.
     """
     eyes, mouth = landmarks[:2].mean(0), landmarks[3:].mean(0)
     across, down = landmarks[1] - landmarks[0], mouth - eyes
-    axes = max(1.0, float(np.hypot(*across))), max(1.0, 1.35 * float(np.hypot(*down)))
+    tall = float(np.hypot(*down))
+    axes = max(1.0, 0.8 * tall, float(np.hypot(*across))), max(1.0, 1.35 * tall)
     centre = (0.5 * (eyes + mouth) + landmarks[2]) / 2
     angle = float(np.degrees(np.arctan2(across[1], across[0])))
     mask = np.zeros((height, width), np.float32)

@@ -35,6 +35,7 @@ from dfdc_ray.train.plan import Plan, checkpoints, loaders, on_this_node
 from dfdc_ray.train.progress import Board, Meter
 from dfdc_ray.train.validation import METRICS, model_to_device, to_device, use_bf16, validate
 
+LAST = "the newest when it was saved; nothing chose it"
 SELECTION = "lowest validation video log loss (mean probability of a video's core faces)"
 WARM_UP = 0.05  # share of the steps over which the learning rate rises from 0
 _OF_EPOCH = ("samples", "loss_sum", "seconds")  # of a Position, what state.pt keeps of an epoch under way
@@ -201,14 +202,14 @@ class _Run:
         folder = checkpoints(self.config)
         uri = storage.join(folder, checkpoint.step_name(self.at.step))
         state = {"optimizer": self.optimizer.state_dict()} | {name: getattr(self.at, name) for name in _OF_EPOCH}
-        checkpoint.save(uri, weights=self.model.state_dict(), config=self.describe(), state=state)
+        checkpoint.save(uri, weights=self.model.state_dict(), config=self.describe(LAST), state=state)
         checkpoint.prune(folder, keep=_KEEP)
         self.saved_at = time.monotonic()
 
     def save_best(self) -> None:
-        checkpoint.save(storage.join(self.config.out, "best"), weights=self.model.state_dict(), config=self.describe(), state=None)
+        checkpoint.save(storage.join(self.config.out, "best"), weights=self.model.state_dict(), config=self.describe(SELECTION), state=None)
 
-    def describe(self) -> dict[str, Any]:
+    def describe(self, selection: str) -> dict[str, Any]:
         """config.json of a checkpoint."""
         config, plan, at = self.config, self.plan, self.at
         return {
@@ -221,7 +222,7 @@ class _Run:
             "prior": plan.prior,
             "data_hash": plan.data_hash,
             "faces_config": plan.faces_config,
-            "selection": SELECTION,
+            "selection": selection,
             "epoch": at.epoch,
             "step": at.step,
             "validation": at.history[-1] if at.history else None,

@@ -232,6 +232,8 @@ def _check_samples(config: TrainConfig) -> None:
         raise UserError(
             "--cutmix makes labels between real and fake, and --objective triplet wants samples of one class: give one of them."
         )
+    if config.cutmix and config.batch_size // config.workers < 2:
+        raise UserError("--cutmix mixes a sample with another of its batch: give at least 2 samples a worker.")
     if config.cutmix and takes_sound(config.model):
         raise UserError(f"--cutmix mixes pictures and no sound, to which --model {config.model} listens.")
     if config.self_blend and takes_clips(config.model):

@@ -297,7 +297,10 @@ def test_two_checkpoints_and_their_combination(faces: Path, best: Path, tmp_path
     assert report["frame"]["metrics"]["n"] == 9 * FRAMES
 
     combine(CombineConfig(checkpoint=both, out=str(tmp_path / "both"), faces=str(faces), by="logistic"))
-    assert "On the 4 validation videos: log loss" in capsys.readouterr().out
+    fitted = re.search(r"On the 4 validation videos: log loss \S+ of the mean, (\S+) of the combination", capsys.readouterr().out)
+    assert fitted
+    validated = _evaluate(faces, tmp_path / "both", tmp_path / "validated", split="validation")
+    assert validated["video"]["metrics"]["log_loss"] == pytest.approx(float(fitted[1]), abs=1e-4)  # it is judged as it was fitted
     calibrate(CalibrateConfig(faces=str(faces), checkpoint=str(tmp_path / "both")))
     again = _evaluate(faces, tmp_path / "both", tmp_path / "again")
     assert again["protocol"]["model"] == "logistic combination of resnet34, efficientnet_lite0"

@@ -50,7 +50,7 @@ def _clips(n: int, *, frames: int = 8, seed: int = 0) -> tuple[torch.Tensor, tor
     clips, sounds, labels = [], [], []
     time = np.arange(WINDOW + (frames - 1) * 1280)  # samples; a frame every 80 ms
     for number in range(n):
-        loud, other = (0.5 + 0.5 * np.sin(2 * np.pi * rng.uniform(2, 4) * time / RATE + rng.uniform(0, 6)) for _ in range(2))
+        loud, other = (0.5 + 0.5 * np.sin(2 * np.pi * rng.uniform(2, 6) * time / RATE + rng.uniform(0, 6)) for _ in range(2))
         fake = number % 2
         sound = 0.3 * loud * rng.standard_normal(len(time))
         middles = WINDOW // 2 + 1280 * np.arange(frames)

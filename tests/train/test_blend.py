@@ -34,6 +34,18 @@ def test_the_mask_is_on_the_face() -> None:
     assert np.mean(turned != np.rot90(mask)) < 0.02
 
 
+def test_a_turned_head_has_a_mask_as_wide_as_a_face() -> None:
+    turned = LANDMARKS.copy()
+    turned[:, 0] = turned[:, 0].mean() + 0.05 * (turned[:, 0] - turned[:, 0].mean())
+    share = face_mask(turned, 240, 200).mean() / face_mask(LANDMARKS, 240, 200).mean()
+    assert 0.5 < share < 1
+
+
+def test_what_blending_left_as_it_was_is_called_no_fake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfdc_ray.train.blend.self_blended", lambda picture, landmarks: picture.clone())
+    assert SelfBlend(1.0, LANDMARKS[None], np.array([[0, 0, 200, 240]]))(_face(), 0) is None
+
+
 def test_the_mask_is_bent_and_soft() -> None:
     """Its outline is another each time, by several pixels, and its edge is no step."""
     mask = face_mask(LANDMARKS, 240, 200)

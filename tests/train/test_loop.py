@@ -277,6 +277,7 @@ def test_weights_of_an_earlier_training_bring_along_what_it_saw(
         ({"cutmix": 1.5}, "a share of the steps"),
         ({"cutmix": 0.5, "objective": "triplet"}, "give one of them"),
         ({"cutmix": 0.5, "model": "av_sync"}, "mixes pictures and no sound"),
+        ({"cutmix": 0.5, "batch_size": 2, "workers": 2, "image_size": 64}, "at least 2 samples a worker"),
         ({"model": "av_sync"}, "--sampling clips --sound"),
         ({"objective": "triplet", "batch_size": 12, "workers": 2}, "wants at least 8 samples a worker"),
         ({"ingest_actors": 1, "loader_workers": 1}, "Leave those out"),

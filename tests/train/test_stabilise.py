@@ -55,6 +55,36 @@ def test_what_passes_before_a_still_face_does_not_move_it(step: int, width: int,
     assert torch.equal(Stabilise()(clip), clip)
 
 
+def test_no_jump_comes_in_that_was_not_there() -> None:
+    """A head that goes too far to be followed: the frames after that go with the last one that was."""
+    face, frames = astronaut(), []
+    for n in range(16):
+        matrix = np.float32([[1, 0, -225 + 112 + 6 * (n - 8)], [0, 1, -110 + 112]])
+        frames.append(cv2.warpAffine(face, matrix, (224, 224), borderMode=cv2.BORDER_REPLICATE))
+    clip = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+
+    def steps(frames: torch.Tensor) -> torch.Tensor:
+        inner = frames[:, :, 56:168, 63:161].float()
+        return (inner[1:] - inner[:-1]).abs().mean((1, 2, 3))
+
+    before, after = steps(clip), steps(Stabilise()(clip))
+    assert after.max() < 1.1 * before.max()
+    assert after.median() < 0.3 * before.median()
+
+
+def test_moved_frames_are_as_sharp_as_the_one_that_is_not() -> None:
+    rng = np.random.default_rng(0)
+    face = cv2.resize(astronaut()[30:190, 145:305], (224, 224)).astype(np.float32)
+    frames = []
+    for n in range(5):
+        matrix = np.float32([[1, 0, 2.4 * (n - 2)], [0, 1, 1.3 * (n - 2)]])
+        moved = cv2.warpAffine(face, matrix, (224, 224), borderMode=cv2.BORDER_REPLICATE)
+        frames.append(np.clip(moved + rng.normal(0, 6, moved.shape), 0, 255).astype(np.uint8))
+    clip = Stabilise()(torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2))
+    sharp = [cv2.Laplacian(frame.permute(1, 2, 0).numpy(), cv2.CV_32F)[56:168, 63:161].std() for frame in clip]
+    assert min(sharp) > 0.65 * sharp[2]  # bilinear: 0.4
+
+
 def test_what_cannot_be_followed_stays_as_it_is() -> None:
     plain = torch.full((3, 3, 60, 50), 127, dtype=torch.uint8)
     assert torch.equal(Stabilise()(plain), plain)
