@@ -37,7 +37,7 @@ from dfdc_ray.models import NO_FILE
 from dfdc_ray.shards.cache import check_folder
 from dfdc_ray.shards.dataset import Batch, FaceDataset
 from dfdc_ray.train import checkpoint, memory
-from dfdc_ray.train.loop import train_loop
+from dfdc_ray.train.loop import SELECTION, train_loop
 from dfdc_ray.train.network import tell_gloo
 from dfdc_ray.train.plan import checkpoints, describe, prepare
 
@@ -231,4 +231,4 @@ def _summary(config: TrainConfig) -> None:
         mark = " *" if e is best else ""
         table.add_row(f"{e['epoch']}{mark}", *cells, f"{e['images_per_s']:.1f}", f"{e['data_wait']:.0%}")
     console.print(table)
-    console.print(f"* best, by the {saved.config['selection']}: {storage.join(config.out, 'best')}", highlight=False, soft_wrap=True)
+    console.print(f"* best, by the {SELECTION}: {storage.join(config.out, 'best')}", highlight=False, soft_wrap=True)
