@@ -120,7 +120,7 @@ CASES = [
         around=crashed,
         faces=True,
         status="poison",
-        says="its process failed 2 times: was killed by SIGSEGV, in stage (probe|decode)",
+        says="its process failed 2 times: was killed by SIGSEGV, in stage (open|probe|decode)",
         limits=Limits(),
     ),
 ]

@@ -3,10 +3,8 @@
 import json
 import os
 import shutil
-import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +17,6 @@ from helpers import write_face_shards
 from seen import Seen
 from torch import nn
 
-from dfdc_ray.cluster.run import connect
 from dfdc_ray.config import TrainConfig
 from dfdc_ray.demo.corpus import demo_split, write_corpus
 from dfdc_ray.errors import UserError
@@ -27,6 +24,7 @@ from dfdc_ray.experiments import run
 from dfdc_ray.experiments.cells import IMPROVED_NAME, Cell, cells
 from dfdc_ray.experiments.config import ExperimentsConfig
 from dfdc_ray.experiments.table import Line
+from dfdc_ray.preprocess.run import preprocess
 from dfdc_ray.shards.manifest import read_ledger, read_manifest
 from dfdc_ray.train.loop import train_loop
 from dfdc_ray.train.plan import prepare
@@ -71,23 +69,28 @@ def _train_here(config: TrainConfig) -> None:
     train_loop(config, prepare(config))
 
 
-@pytest.fixture
-def session(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """One private Ray for all preprocessing of a test."""
-    monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    stop = signal.getsignal(signal.SIGTERM)
-    connect()
-    yield
-    ray.shutdown()
-    signal.signal(signal.SIGTERM, stop)
+def _preprocess(config: object) -> None:
+    """In a process of its own, so that its Ray is gone afterwards: another session in this process would not start its actors."""
+    words = [sys.executable, "-c", _PREPROCESS, repr(config)]
+    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.usefixtures("session")
+_PREPROCESS = """
+import sys
+from dfdc_ray.config import PreprocessConfig
+from dfdc_ray.preprocess.run import preprocess
+preprocess(eval(sys.argv[1]))
+"""
+
+
 def test_the_whole_table_in_miniature(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("dfdc_ray.models.resnet34.ResNet34", Small)
     monkeypatch.setattr(run, "train", _train_here)
+    monkeypatch.setattr(run, "preprocess", _preprocess)
     config = ExperimentsConfig(corpus=(str(corpus),), out=str(tmp_path / "out"), epochs=(1, 1), **SMALL)  # type: ignore[arg-type]
     run.report(config)
     text = (tmp_path / "out" / "experiments.md").read_text()
@@ -104,7 +107,9 @@ def test_the_whole_table_in_miniature(
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("*") if path.is_file()}
     capsys.readouterr()
+    monkeypatch.setattr(run, "preprocess", preprocess)  # finds all of it done, and starts no Ray
     run.report(config)
+    assert not ray.is_initialized()
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("*") if path.is_file()} == before
     assert "epoch 1 of 1" not in capsys.readouterr().out
 
