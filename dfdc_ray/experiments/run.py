@@ -85,7 +85,8 @@ def report(config: ExperimentsConfig) -> None:
     where = storage.join(storage.absolute(config.out), "report.html")
     console.print(f"The whole table, and what it says: {where}", markup=False, highlight=False, soft_wrap=True)
     if left_out:
-        raise UserError(f"{len(left_out)} lines could not be had: {', '.join(left_out)}. experiments.md says why.")
+        whole = len(lines) + len(left_out)
+        raise UserError(f"{len(left_out)} of {whole} lines could not be had: {', '.join(left_out)}. experiments.md says why.")
 
 
 def _line(config: ExperimentsConfig, cell: Cell, made: set[str]) -> Line:
