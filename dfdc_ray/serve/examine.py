@@ -157,7 +157,7 @@ def _document(
 ) -> dict[str, Any]:
     """As `dfdc-ray predict --json`, and what a page needs besides. faces: in the order of the pictures' numbers."""
     video = evidence.video
-    counted = {track.track_id for track in video.tracks if track.counted}
+    counted = set(evidence.deciding)
     with_face = {row["frame"] for row in result.faces}  # evidence is not all of them: a model that listens leaves out those without sound
     faces: Sequence[dict[str, Any]] = [
         {
@@ -166,7 +166,7 @@ def _document(
             "frame": row["frame"],
             "time_s": row["time_s"],
             "score": score,
-            "counted": (row["track_id"] or 0) in counted,
+            "counted": n in counted,
             "heat": n in heat,
         }
         for n, (row, score) in enumerate(zip(evidence.rows, evidence.scores, strict=True))

@@ -15,7 +15,7 @@ _SIDE = 96  # pixels of the longer side at which the movement is looked for
 _BLUR = 5  # pixels of that: the Gaussian's
 _ALIKE = 0.9  # correlation: of faces of real clips that are laid over themselves it is 0.95 and more
 _FARTHEST = 0.15  # that the middle may have moved, of the longer side
-_FLAGS = cv2.INTER_LANCZOS4 | cv2.WARP_INVERSE_MAP  # the middle frame is not resampled, so the others must stay as sharp
+_FLAGS = cv2.INTER_LANCZOS4 | cv2.WARP_INVERSE_MAP  # keeps most of what is fine; the middle frame is not resampled
 _CRITERIA = (cv2.TERM_CRITERIA_EPS | cv2.TERM_CRITERIA_COUNT, 40, 1e-4)
 
 
