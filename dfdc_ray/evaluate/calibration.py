@@ -16,12 +16,11 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import torch
 from torch.nn import functional
-from torchmetrics.functional.classification import binary_calibration_error
 
 from dfdc_ray import storage
 from dfdc_ray.errors import UserError
 from dfdc_ray.evaluate.aggregate import CLIP, RULES
-from dfdc_ray.evaluate.metrics import log_losses
+from dfdc_ray.evaluate.metrics import log_losses, torchmetrics
 
 FILE = "calibration.json"
 BINS = 15  # of the calibration error, of equal width: Guo et al. 2017, https://arxiv.org/abs/1706.04599
@@ -114,7 +113,7 @@ def logits(scores: np.ndarray) -> np.ndarray:
 
 def error(scores: np.ndarray, labels: np.ndarray) -> float:
     """Expected calibration error in BINS bins: how far, on the average over videos, the mean score is from the share of fakes."""
-    return float(binary_calibration_error(torch.from_numpy(scores), torch.from_numpy(labels), n_bins=BINS, norm="l1"))
+    return float(torchmetrics().binary_calibration_error(torch.from_numpy(scores), torch.from_numpy(labels), n_bins=BINS, norm="l1"))
 
 
 def save(checkpoint: str, calibration: Calibration) -> None:

@@ -3,23 +3,13 @@
 A metric that one class alone leaves undefined is None, never a number that looks like one.
 """
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass
+from types import ModuleType
 
 import numpy as np
 import torch
-from torchmetrics.functional.classification import (
-    binary_accuracy,
-    binary_auroc,
-    binary_average_precision,
-    binary_confusion_matrix,
-    binary_eer,
-    binary_precision_recall_curve,
-    binary_recall,
-    binary_roc,
-    binary_sensitivity_at_specificity,
-    binary_specificity,
-)
 
 THRESHOLD = 0.5  # a score above it says fake
 LOG_LOSS_EPS = 1e-15  # Kaggle's LogLoss clips probabilities to [1e-15, 1 - 1e-15], so one certain mistake costs 34.54
@@ -88,15 +78,23 @@ def log_losses(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return torch.nn.functional.binary_cross_entropy(preds, target.double(), reduction="none").numpy()
 
 
+@functools.cache
+def torchmetrics() -> ModuleType:
+    """torchmetrics' functions for two classes, imported when the first is wanted: 3 s of CPU time, for which `predict` has no use."""
+    from torchmetrics.functional import classification
+
+    return classification
+
+
 def roc_curve(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """False and true positive rates (fake is positive) at every distinct score; both classes must be there."""
-    fpr, tpr, _ = binary_roc(*_tensors(scores, labels))
+    fpr, tpr, _ = torchmetrics().binary_roc(*_tensors(scores, labels))
     return fpr.numpy(), tpr.numpy()
 
 
 def pr_curve(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Recall and precision (fake is positive) at every distinct score, recall ascending; both classes must be there."""
-    precision, recall, _ = binary_precision_recall_curve(*_tensors(scores, labels))
+    precision, recall, _ = torchmetrics().binary_precision_recall_curve(*_tensors(scores, labels))
     return recall.flip(0).numpy(), precision.flip(0).numpy()
 
 
@@ -110,21 +108,21 @@ def binary_metrics(scores: np.ndarray, labels: np.ndarray) -> Metrics:
     fakes = int(target.sum())
     reals = len(target) - fakes
     both = reals > 0 and fakes > 0
-    confusion = binary_confusion_matrix(preds, target, threshold=THRESHOLD).tolist() if len(target) else [[0, 0], [0, 0]]
-    recall_real = binary_specificity(preds, target, threshold=THRESHOLD).item() if reals else None
-    recall_fake = binary_recall(preds, target, threshold=THRESHOLD).item() if fakes else None
+    confusion = torchmetrics().binary_confusion_matrix(preds, target, threshold=THRESHOLD).tolist() if len(target) else [[0, 0], [0, 0]]
+    recall_real = torchmetrics().binary_specificity(preds, target, threshold=THRESHOLD).item() if reals else None
+    recall_fake = torchmetrics().binary_recall(preds, target, threshold=THRESHOLD).item() if fakes else None
     return Metrics(
         n=len(target),
         reals=reals,
         fakes=fakes,
-        accuracy=binary_accuracy(preds, target, threshold=THRESHOLD).item() if len(target) else None,
+        accuracy=torchmetrics().binary_accuracy(preds, target, threshold=THRESHOLD).item() if len(target) else None,
         balanced_accuracy=None if recall_real is None or recall_fake is None else (recall_real + recall_fake) / 2,
         recall_real=recall_real,
         recall_fake=recall_fake,
         log_loss=float(log_losses(scores, labels).mean()) if len(target) else None,
-        auc=binary_auroc(preds, target).item() if both else None,
-        pr_auc=binary_average_precision(preds, target).item() if both else None,
-        eer=binary_eer(preds, target).item() if both else None,
+        auc=torchmetrics().binary_auroc(preds, target).item() if both else None,
+        pr_auc=torchmetrics().binary_average_precision(preds, target).item() if both else None,
+        eer=torchmetrics().binary_eer(preds, target).item() if both else None,
         recall_at_1=_recall_at(preds, target, 1) if both else None,
         recall_at_5=_recall_at(preds, target, 5) if both else None,
         recall_at_10=_recall_at(preds, target, 10) if both else None,
@@ -137,7 +135,7 @@ def binary_metrics(scores: np.ndarray, labels: np.ndarray) -> Metrics:
 
 def _recall_at(preds: torch.Tensor, target: torch.Tensor, percent: int) -> float:
     """Recall of fakes where at most so many per cent of the reals are called fake."""
-    return float(binary_sensitivity_at_specificity(preds, target, min_specificity=1 - percent / 100)[0])
+    return float(torchmetrics().binary_sensitivity_at_specificity(preds, target, min_specificity=1 - percent / 100)[0])
 
 
 def _draw(groups: np.ndarray, replicates: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -3,7 +3,8 @@
     dfdc-ray train --faces OUT_OF_PREPROCESS --out DIR
 
 A worker that dies is replaced, and training goes on from our own newest checkpoint; so does the same command given again. OUT must be on
-storage that all nodes see. Ray's own records of the run are in OUT/ray.
+storage that all nodes see. Ray's own records of the run are in OUT/ray. The plan and the loop are imported where they are used: Ray's
+controller, which has use for neither, imports this file too, and they take seconds.
 """
 
 import logging
@@ -37,9 +38,7 @@ from dfdc_ray.models import NO_FILE
 from dfdc_ray.shards.cache import check_folder
 from dfdc_ray.shards.dataset import Batch, FaceDataset
 from dfdc_ray.train import checkpoint, memory
-from dfdc_ray.train.loop import SELECTION, train_loop
 from dfdc_ray.train.network import tell_gloo
-from dfdc_ray.train.plan import checkpoints, describe, prepare
 
 CACHE_WAIT_S = 4 * 3600  # instead of torch's half hour
 MAX_FAILURES = 3  # worker groups lost to crashes before giving up; announced pre-emptions do not count
@@ -50,6 +49,8 @@ def train(config: TrainConfig) -> None:
 
     UserError when something must be put right first; WorkerGroupError when workers kept dying.
     """
+    from dfdc_ray.train.plan import describe, prepare
+
     config = _absolute(config)
     plan = prepare(config)
     describe(plan, config)
@@ -136,6 +137,8 @@ def _user_error(error: TrainingFailedError) -> UserError | None:
 
 def _worker(settings: dict[str, Any]) -> None:
     """What each Ray Train worker runs."""
+    from dfdc_ray.train.loop import train_loop
+
     config: TrainConfig = settings["config"]
     context = ray.train.get_context()
     device = ray.train.torch.get_device()
@@ -218,6 +221,9 @@ def _absolute(config: TrainConfig) -> TrainConfig:
 
 
 def _summary(config: TrainConfig) -> None:
+    from dfdc_ray.train.loop import SELECTION
+    from dfdc_ray.train.plan import checkpoints
+
     saved = checkpoint.newest(checkpoints(config))
     assert saved is not None
     history = saved.config["history"]

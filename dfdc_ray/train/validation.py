@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import distributed, nn
 from torch.nn import functional
-from torchmetrics.functional.classification import binary_auroc
 
 from dfdc_ray.shards.dataset import Batch
 from dfdc_ray.shards.rows import RowTable
@@ -83,4 +82,6 @@ def metrics(logits: np.ndarray, labels: np.ndarray, videos: np.ndarray) -> dict[
 def _auc(scores: torch.Tensor, labels: torch.Tensor) -> float | None:
     if labels.min() == labels.max():
         return None
+    from torchmetrics.functional.classification import binary_auroc  # 3 s of CPU time, of which a process without metrics wants nothing
+
     return float(binary_auroc(scores, labels.long()))
