@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dfdc_ray.config import PreprocessConfig
 from dfdc_ray.shards import packed
 from dfdc_ray.shards.format import FORMAT_VERSION
 from dfdc_ray.shards.manifest import read_manifest
@@ -26,6 +27,28 @@ _COLOURS = {"REAL": (170, 90, 90), "FAKE": (90, 90, 170)}
 def preprocess_command(corpus: Path | str, out: Path | str, *more: str) -> list[str]:
     """The command line of a preprocessing run with few frames; that of the fixture `undisturbed`."""
     return [sys.executable, "-m", "dfdc_ray.cli", "preprocess", "--corpus", str(corpus), "--out", str(out), "--frames", "2", *more]
+
+
+def preprocess_here(config: PreprocessConfig) -> None:
+    """What `preprocess` makes, without Ray, in this process; for a folder in which nothing is done yet."""
+    from dfdc_ray.corpus.index import build_index
+    from dfdc_ray.faces.detect import load_detector
+    from dfdc_ray.faces.weights import stage_weights
+    from dfdc_ray.preprocess import publish, receipts
+    from dfdc_ray.preprocess.plan import units
+    from dfdc_ray.preprocess.settings import settings_of
+    from dfdc_ray.preprocess.unit import process_unit, process_video
+
+    settings = settings_of(config)
+    detector = None
+    if settings.detector:
+        stage_weights()
+        detector = load_detector(settings.detector, threshold=settings.detector_threshold, long_side=settings.detector_long_side)
+    output = receipts.open_output(config.out, settings)
+    known = units(publish.remember(config.out, build_index(config.corpus)[0]))
+    for unit in known:
+        output.commit(process_unit(unit, lambda video, guide: process_video(video, settings, detector, guide)), generation=0)
+    publish.publish(output, known, settings, versions={})
 
 
 def write_face_shards(

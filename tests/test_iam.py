@@ -168,7 +168,7 @@ def keep_checkpoints(uri: str) -> None:
     assert checkpoint.newest(checkpoints) is None
     for step in (1, 2, 3):
         storage.write_bytes(storage.join(checkpoints, checkpoint.step_name(step), "config.json"), b"{}")
-    checkpoint.prune(checkpoints, keep=2)
+    checkpoint.prune(checkpoints, last=checkpoint.step_name(3), keep=2)
     assert [entry.name for entry in storage.list_dir(checkpoints)] == [checkpoint.step_name(step) for step in (2, 3)]
     filesystem, path = fs.FileSystem.from_uri(storage.join(uri, "ray"))
     filesystem.create_dir(path)  # asks whether there is such a bucket

@@ -14,17 +14,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fault_proxy import FaultProxy
+from helpers import preprocess_here
 from s3_server import S3, Server
 
 from dfdc_ray import storage
 from dfdc_ray.config import PreprocessConfig
-from dfdc_ray.corpus.index import build_index
-from dfdc_ray.faces.detect import load_detector
-from dfdc_ray.faces.weights import stage_weights
-from dfdc_ray.preprocess import publish, receipts
-from dfdc_ray.preprocess.plan import units
-from dfdc_ray.preprocess.settings import settings_of
-from dfdc_ray.preprocess.unit import process_unit, process_video
 from dfdc_ray.train import checkpoint
 
 pytestmark = [pytest.mark.s3, pytest.mark.ray, pytest.mark.timeout(420)]
@@ -53,19 +47,6 @@ def upload(folder: Path, uri: str) -> None:
             storage.write_bytes(storage.join(uri, str(path.relative_to(folder))), path.read_bytes())
 
 
-def without_ray(corpus: str, out: str) -> None:
-    """Preprocess in this process."""
-    config = PreprocessConfig(corpus=(corpus,), out=out, frames=2)
-    settings = settings_of(config)
-    stage_weights()
-    detector = load_detector(settings.detector, threshold=settings.detector_threshold, long_side=settings.detector_long_side)
-    output = receipts.open_output(out, settings)
-    known = units(publish.remember(out, build_index(config.corpus)[0]))
-    for unit in known:
-        output.commit(process_unit(unit, lambda video, guide: process_video(video, settings, detector, guide)), generation=0)
-    publish.publish(output, known, settings, versions={})
-
-
 def read_table(uri: str) -> pa.Table:
     return pq.read_table(pa.BufferReader(storage.read_bytes(uri)))
 
@@ -85,7 +66,7 @@ def test_from_zips_in_a_bucket_to_a_checkpoint_in_it(s3: S3, small_corpus: Path,
 
     # The same as from a local disk to a local disk.
     local = str(tmp_path / "faces")
-    without_ray(str(small_corpus), local)
+    preprocess_here(PreprocessConfig(corpus=(str(small_corpus),), out=local, frames=2))
     assert read_table(storage.join(faces, "ledger.parquet")).equals(read_table(storage.join(local, "ledger.parquet")))
     assert shards(faces) == shards(local)
 

@@ -85,7 +85,7 @@ def _by_parts(rule: str, rest: str) -> _Rule:
         return split_of[part]
 
     named = ", ".join(f"{split} {listed}" for split, listed in zip(SPLITS, lists, strict=True))
-    return _Rule(by_part, f"{rule}: DFDC parts, {named}")
+    return _Rule(by_part, f"{rule}: by part, {named}")
 
 
 def _by_hash(rule: str, rest: str) -> _Rule:

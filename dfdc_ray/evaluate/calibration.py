@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
+from scipy.special import expit
 from torch.nn import functional
 
 from dfdc_ray import storage
@@ -48,7 +49,7 @@ class Calibration:
     @property
     def threshold(self) -> float:
         """The score, in 0..1 as the model gives it, above which a video is called fake: that of which the probability is 0.5."""
-        return 1 / (1 + math.exp(self.b / self.a))
+        return float(expit(-self.b / self.a))
 
     def describe(self) -> str:
         """For people."""

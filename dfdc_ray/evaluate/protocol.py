@@ -23,6 +23,12 @@ GENERATED = "drawn_"  # how the methods of the generated corpus begin
 def warnings_of(config: EvaluateConfig, scorer: Scorer, manifest: Manifest, videos: SplitVideos) -> tuple[str, ...]:
     """What must be known before any number."""
     trained, clips, found = scorer.faces_config, scorer.clips, []
+    if by := manifest.config.get("regrouped_by"):
+        found.append(
+            f"A SPLIT THAT LEAKS, to show what that does to numbers: by {by}, so that the same people"
+            + (" and the same videos" if by == "frame" else "")
+            + " may be in training and here. Intervals take what belongs together for independent. The model is not for use."
+        )
     if config.split == "train":
         found.append("TRAINING DATA: the model was fitted to these very videos. This says nothing about videos that it has not seen.")
     if config.split == "validation":

@@ -69,16 +69,17 @@ def write_report(config: EvaluateConfig) -> Report:
     manifest = read_manifest(config.faces)
     videos = split_videos(config.faces, scorer.config["split"], config.split)
     if config.split != "train":
-        refuse_trained_on(videos.groups, scorer.config, split=config.split, faces=config.faces, uri=", ".join(config.checkpoint))
+        refuse_trained_on(videos, scorer.config, split=config.split, faces=config.faces, uri=", ".join(config.checkpoint))
     warnings = warnings_of(config, scorer, manifest, videos)
     if config.training_faces and config.split == "train":
         raise UserError("--training-faces: the split train is what was trained on. Look for near-duplicates of another --split in it.")
     training = None
     if config.training_faces:
-        training, absent = _training_faces(config.training_faces, scorer, cache=config.cache)
+        training, absent = _faces_seen(config, config.training_faces, scorer)
         if absent:
             warnings += (
-                f"NEAR-DUPLICATES: {absent} of the groups that were trained on have no face in --training-faces and were not looked at.",
+                f"NEAR-DUPLICATES: {absent} of the groups that the model was trained on or chosen by have no face in --training-faces and "
+                "were not looked at.",
             )
     storage.make_dirs(config.out)  # what cannot be written is said before the work, not after
     faces = faces_of(manifest, videos, clips=scorer.clips, sound=scorer.sound, cache=config.cache)
@@ -132,8 +133,10 @@ def _cached(rows: RowTable, cache: str | None) -> RowTable:
     return rows if folder is None else cached([rows], folder)[0]
 
 
-def _training_faces(uri: str, scorer: Scorer, *, cache: str | None) -> tuple[RowTable, int]:
-    """The rows of the groups that were trained on, of the faces that the checkpoint was trained from; and how many groups have none.
+def _faces_seen(config: EvaluateConfig, uri: str, scorer: Scorer) -> tuple[RowTable, int]:
+    """The rows of the groups that were trained on (judging test or all: or chosen by), and how many of those groups have none.
+
+    uri: the faces that the checkpoint was trained from.
 
     An earlier training, whose weights this one began with, may have been from other faces.
     """
@@ -144,10 +147,11 @@ def _training_faces(uri: str, scorer: Scorer, *, cache: str | None) -> tuple[Row
             f"{scorer.config['data_hash'][:12]}: give the --faces of its training."
         )
     rows = samples_of(manifest, clips=scorer.clips)  # so that the same frames are compared
-    groups = pa.array(scorer.config["train_groups"], pa.string())
+    chosen_by = () if config.split == "validation" else scorer.config.get("validation_groups", ())
+    groups = pa.array(sorted({*scorer.config["train_groups"], *chosen_by}), pa.string())
     rows = rows.take(pc.is_in(rows.table["group_id"].cast(pa.string()), value_set=groups).to_numpy(zero_copy_only=False))
     absent = len(groups) - pc.count_distinct(rows.table["group_id"].cast(pa.string())).as_py()
-    return _cached(rows, cache), absent
+    return _cached(rows, config.cache), absent
 
 
 def _report(

@@ -237,12 +237,13 @@ def _robustness(report: Report) -> Section:
 def _near_duplicates(report: Report) -> Section:
     pairs = report.near_duplicates or ()
     body: list[str | Table] = [
-        f"{len(pairs)} of the {len(report.videos)} videos are within {CLOSE} of 64 bits of a training video (pHash of the middle face)."
+        f"{len(pairs)} of the {len(report.videos)} videos are within {CLOSE} of 64 bits of a video of training or "
+        "validation (pHash of the middle face)."
     ]
     if pairs:
         rows = [[pair.video_id, pair.training_video_id, str(pair.bits)] for pair in pairs[:20]]
-        body.append(Table(["video", "nearest in training", "bits apart"], rows, names=[1]))
-    return Section("Near-duplicates of training videos", body)
+        body.append(Table(["video", "nearest of those", "bits apart"], rows, names=[1]))
+    return Section("Near-duplicates of what the model has seen", body)
 
 
 def _plain(value: Any) -> str:

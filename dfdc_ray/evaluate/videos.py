@@ -1,5 +1,6 @@
 """Which videos an evaluation is about: all labelled ones of a split, also those without a face, and none that was trained on."""
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -79,7 +80,7 @@ def fitting_videos(faces: str, checkpoint: Mapping[str, Any], *, uri: str) -> Sp
     or one was trained on.
     """
     videos = split_videos(faces, checkpoint["split"], "validation")
-    refuse_trained_on(videos.groups, checkpoint, split="validation", faces=faces, uri=uri)
+    refuse_trained_on(videos, checkpoint, split="validation", faces=faces, uri=uri)
     if "validation_groups" not in checkpoint:  # of an older version
         return videos
     known = set(checkpoint["validation_groups"])
@@ -89,17 +90,19 @@ def fitting_videos(faces: str, checkpoint: Mapping[str, Any], *, uri: str) -> Sp
     return replace(videos, labelled=labelled)
 
 
-def refuse_trained_on(groups: set[str], checkpoint: Mapping[str, Any], *, split: Judged, faces: str, uri: str) -> None:
-    """UserError if one of these groups of a split is in the checkpoint's record of what it was trained on or (test, all) chosen by."""
-    ways = [("trained on", checkpoint["train_groups"])] + [("chosen by", checkpoint.get("validation_groups", ()))] * (
-        split in ("test", "all")
-    )
-    for how, known in ways:
-        if seen := sorted(groups & set(known)):
+def refuse_trained_on(videos: SplitVideos, checkpoint: Mapping[str, Any], *, split: Judged, faces: str, uri: str) -> None:
+    """UserError if a group or family of these videos is in the checkpoint's record of what it was trained on or (test, all) chosen by.
+
+    Families besides groups, since the same videos may have been given other groups.
+    """
+    ways = {"train": "trained on"} | ({"validation": "chosen by"} if split in ("test", "all") else {})
+    those_of = {"groups": videos.groups, "families": set(videos.family_ids.tolist())}
+    for (kind, there), (record, how) in itertools.product(those_of.items(), ways.items()):
+        if seen := sorted(there & set(checkpoint.get(f"{record}_{kind}", ()))):
             named = f"{', '.join(seen[:5])}{', ...' if len(seen) > 5 else ''}"
             those = "" if split == "all" else f"in the {split} split "
             raise UserError(
-                f"{len(seen)} of the {len(groups)} groups {those}of {faces} are what {uri} was {how} ({named}): the result would be "
+                f"{len(seen)} of the {len(there)} {kind} {those}of {faces} are what {uri} was {how} ({named}): the result would be "
                 "worthless. Evaluate on the faces that it was trained from, or on other people; --split train and --split validation judge "
                 "what it has seen, and say so."
             )

@@ -5,12 +5,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 from rich.console import Console
 from rich.table import Table as ConsoleTable
 
 from dfdc_ray import __version__, pages, storage
 from dfdc_ray.corpus.splits import only_family
-from dfdc_ray.evaluate.metrics import FEW_GROUPS
+from dfdc_ray.evaluate.metrics import FEW_GROUPS, change_of_auc
 from dfdc_ray.evaluate.page import link
 from dfdc_ray.evaluate.tables import PICTURES
 from dfdc_ray.experiments.cells import CENTRE_NAME, IMPROVED_NAME, MAJORITY, SECONDS_NAME, Cell
@@ -95,7 +96,13 @@ def _brackets(interval: tuple[float, float] | None) -> str:
 
 def console_table(lines: Sequence[Line], console: Console) -> None:
     """The columns that fit a terminal."""
-    table = ConsoleTable(title="by frame, on the test split")
+    protocol = _improved(lines).report["protocol"]
+    table = ConsoleTable(
+        title="by frame, on the test split",
+        caption=f"{protocol['split_rule']}, but where a line is named by its split; core frames, whose number differs by line; checkpoint "
+        f"of the {protocol['checkpoint_rule']}; data hash {protocol['data_hash'][:12]} ({IMPROVED_NAME}). experiments.md has each line's.",
+        caption_justify="left",
+    )
     for i in (0, 1, 2, 3, 7):
         table.add_column(_HEAD[i], justify="left" if i == 0 else "right")
     for line in lines:
@@ -189,10 +196,11 @@ def _sentences(lines: Sequence[Line]) -> list[str]:
     said = [f"Always saying fake is right in {always:.1%} of these frames (the report's: {MAJORITY:.2%})."]
     for one, name, other, beside, metric in (
         ("Faces with four times the frames of reals", IMPROVED_NAME, "whole frames", "whole frames (MVP)", "accuracy"),
-        ("L2", "faces, L2 for BCE", "binary cross-entropy", IMPROVED_NAME, "auc"),
     ):
         if name in there and beside in there:
             said.append(_compared(one, there[name], other, there[beside], metric))
+    if l2 := there.get("faces, L2 for BCE"):
+        said.append(_on_the_same("L2", l2, "binary cross-entropy", improved))
     if CENTRE_NAME in there and SECONDS_NAME in there:
         for metric in ("recall_real", "recall_fake"):
             said.append(_compared("5 frames from the middle", there[CENTRE_NAME], "10 a second", there[SECONDS_NAME], metric))
@@ -212,16 +220,38 @@ def _sentences(lines: Sequence[Line]) -> list[str]:
 
 
 def _compared(one: str, a: Line, other: str, b: Line, metric: str) -> str:
-    """Two lines by one metric; a difference is called one only where the intervals do not meet and are of groups enough."""
+    """Two lines judged on different frames by one metric: whether their intervals meet is all that can be said."""
     name = {"accuracy": "frame accuracy", "auc": "frame AUC", "recall_real": "recall of reals", "recall_fake": "recall of fakes"}[metric]
     x, y = a.frame[metric], b.frame[metric]
     if x is None or y is None:
         return f"{one} and {other} cannot be compared by {name}: it is not defined for both."
     first, second = a.interval(metric), b.interval(metric)
     verdict = "without intervals to judge by"
-    if first and second:
+    if any(line.cell.split_by == "frame" for line in (a, b)):
+        verdict = "without intervals to judge by, since a split by frame makes groups of frames that belong together"
+    elif first and second:
         apart, fewest = first[0] > second[1] or second[0] > first[1], min(a.groups, b.groups)
-        verdict = "and the intervals do not meet" if apart else "and the intervals overlap: no difference can be claimed"
+        verdict = "and the intervals do not meet" if apart else "and the intervals overlap"
         if apart and fewest < FEW_GROUPS:
             verdict += f", but with {fewest} groups they are too narrow to claim a difference by"
     return f"{one} and {other}: {name} {x:.4f} and {y:.4f}, {verdict}."
+
+
+def _on_the_same(one: str, a: Line, other: str, b: Line) -> str:
+    """Two lines that judge the same videos: their difference has an interval of its own, narrower than theirs let one think."""
+    x, y = (line.report["video"]["metrics"]["auc"] for line in (a, b))
+    if x is None or y is None:
+        return f"{one} and {other} cannot be compared by video AUC: it is not defined for both."
+    theirs, ours = ({v["video_id"]: v for v in line.report["videos"]} for line in (b, a))
+    videos = sorted(ours)
+    labels = np.array([ours[v]["label"] == "FAKE" for v in videos], dtype=np.int64)
+    groups = np.array([ours[v]["group_id"] for v in videos])
+    before, after = (np.array([of[v]["counted_as"] for v in videos]) for of in (theirs, ours))
+    found = change_of_auc(before, after, labels, groups)
+    said = f"{one} and {other}: video AUC {x:.4f} and {y:.4f} on the same {len(videos)} videos"
+    if found is None:
+        return f"{said}, without an interval to judge by."
+    verdict = "holds 0: no difference can be claimed" if found.low <= 0 <= found.high else "does not hold 0"
+    if a.groups < FEW_GROUPS:
+        verdict += f"; but {a.groups} groups are too few to go by it"
+    return f"{said}; the difference's interval, {found.low:+.4f} to {found.high:+.4f} with the same groups drawn for both, {verdict}."

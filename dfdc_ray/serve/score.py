@@ -68,6 +68,8 @@ def load_predictor(*checkpoints: str, frames: int) -> tuple[Scorer, Detector | N
 
 def _settings(faces: dict[str, Any]) -> Settings:
     """How to cut faces as those of training were: for imported ones, our detector with the margin that is known of them."""
+    if by := faces.get("regrouped_by"):
+        raise UserError(f"The model was trained by a split by {by}, to show how such a split leaks: it is not for use. Take another.")
     if not faces.get("imported"):
         try:
             return Settings(**faces)

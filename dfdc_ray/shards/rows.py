@@ -14,8 +14,8 @@ from dfdc_ray.errors import UserError
 from dfdc_ray.shards.manifest import Manifest, ShardFile, open_shard
 
 _THREADS = 16  # for reading many small objects
-_COLUMNS = ["video_id", "group_id", "part", "label", "core", "frame", "time_s", "track_id", "clip_id", "clip_position"]
-_DICTIONARY = ["video_id", "group_id", "label"]
+_COLUMNS = ["video_id", "family_id", "group_id", "part", "label", "core", "frame", "time_s", "track_id", "clip_id", "clip_position"]
+_DICTIONARY = ["video_id", "family_id", "group_id", "label"]
 
 
 @dataclass(frozen=True)
@@ -24,8 +24,8 @@ class RowTable:
 
     files: URIs of the shards; sizes: in bytes; sha256: of their bytes, in hexadecimal.
     groups: int64 [G,4], one line for each row group: file, row group in the file, bytes of its images, its first row in the file.
-    table: one line for each row: group (line of `groups`), row (in the row group), video_id, group_id, part, label, core, frame, time_s,
-    track_id, clip_id, clip_position. Of `clips_of` one line for each clip.
+    table: one line for each row: group (line of `groups`), row (in the row group), video_id, family_id, group_id, part, label, core,
+    frame, time_s, track_id, clip_id, clip_position. Of `clips_of` one line for each clip.
     unheard: how many labelled videos `samples_of` left out for want of sound.
     """
 

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     import torch
 
 FORMAT = 1
-SEEN = ("train_groups", "validation_groups", "split")  # of config.json, what the weights' own header says too
+SEEN = ("train_groups", "validation_groups", "train_families", "validation_families", "split")
+"""Of config.json, what the weights' own header says too."""
 _HEADER, _MOST = "dfdc_ray", 100_000_000  # bytes: safetensors' own limit of a header
 
 
@@ -128,10 +129,15 @@ def step_name(step: int) -> str:
     return f"step-{step:09d}"
 
 
-def prune(folder: str, *, keep: int) -> None:
-    """Delete all but the newest checkpoints, and what a writer that was killed left half-written."""
+def prune(folder: str, *, last: str, keep: int) -> None:
+    """Delete all but the newest checkpoints up to the one just saved, `last`, and what a writer that was killed left half-written.
+
+    Those of higher steps are broken: `newest` passed them by. Kept, they would be counted in place of intact ones.
+    """
     unfinished = [entry.name for entry in storage.list_dir(folder) if entry.name.startswith(".step-")]
-    for name in _steps(folder)[keep:] + unfinished:
+    found = _steps(folder)
+    kept = [name for name in found if name <= last][:keep]
+    for name in [name for name in found if name not in kept] + unfinished:
         storage.delete(storage.join(folder, name))
 
 

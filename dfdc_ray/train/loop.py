@@ -200,10 +200,10 @@ class _Run:
 
     def save(self) -> None:
         folder = checkpoints(self.config)
-        uri = storage.join(folder, checkpoint.step_name(self.at.step))
+        name = checkpoint.step_name(self.at.step)
         state = {"optimizer": self.optimizer.state_dict()} | {name: getattr(self.at, name) for name in _OF_EPOCH}
-        checkpoint.save(uri, weights=self.model.state_dict(), config=self.describe(LAST), state=state)
-        checkpoint.prune(folder, keep=_KEEP)
+        checkpoint.save(storage.join(folder, name), weights=self.model.state_dict(), config=self.describe(LAST), state=state)
+        checkpoint.prune(folder, last=name, keep=_KEEP)
         self.saved_at = time.monotonic()
 
     def save_best(self) -> None:
@@ -217,8 +217,7 @@ class _Run:
             "transform": self.spec,
             "objective": config.objective,
             "split": config.split,
-            "train_groups": list(plan.train_groups),
-            "validation_groups": list(plan.validation_groups),
+            **plan.seen,
             "prior": plan.prior,
             "data_hash": plan.data_hash,
             "faces_config": plan.faces_config,

@@ -62,9 +62,9 @@ class Plan:
 
     train has the columns group, row, label and group_id only. fake: makes fakes of its reals, for --self-blend. drawn: how many reals and
     fakes an epoch draws, by each way to balance. prior: share of fakes among the training videos that have a face; with --self-blend among
-    what an epoch draws, with those made of reals. train_groups, validation_groups: also those that the first weights were trained on and
-    chosen by. faces_config: how the faces were made. unheard: how many labelled videos were left out for want of sound. initial: first
-    weights of a fresh run, None when there is a checkpoint to go on from. finished: all epochs are done.
+    what an epoch draws, with those made of reals. seen: `train_groups`, `train_families` and the like of validation, also those that the
+    first weights were trained on and chosen by. faces_config: how the faces were made. unheard: how many labelled videos were left out for
+    want of sound. initial: first weights of a fresh run, None when there is a checkpoint to go on from. finished: all epochs are done.
     """
 
     train: RowTable
@@ -73,8 +73,7 @@ class Plan:
     counts: dict[Split, Counts]
     drawn: dict[Balance, tuple[int, int]]
     prior: float
-    train_groups: tuple[str, ...]
-    validation_groups: tuple[str, ...]
+    seen: dict[str, list[str]]
     data_hash: str
     faces_config: dict[str, Any]
     unheard: int
@@ -105,8 +104,7 @@ def prepare(config: TrainConfig) -> Plan:
     if saved:
         _check_same(config, manifest.data_hash, saved.config)
     train = used["train"]
-    groups = {split: _groups(part) for split, part in used.items()}
-    trained, chosen = _groups_of(saved.config) if saved else _seen_before(config, groups)
+    before = saved.config if saved else _seen_before(config, {split: _distinct(part, "group_id") for split, part in used.items()})
     return Plan(
         train=replace(train, table=train.table.select(["group", "row", "label", "group_id"])),  # workers get a copy each
         fake=self_blend_of(train, config.self_blend) if config.self_blend else None,
@@ -114,8 +112,7 @@ def prepare(config: TrainConfig) -> Plan:
         counts=counts,
         drawn=drawn,
         prior=_blended_share(config.self_blend, *drawn[config.balance]) if config.self_blend else counts["train"].fake_share,
-        train_groups=tuple(sorted(groups["train"] | trained)),
-        validation_groups=tuple(sorted(groups["validation"] | chosen)),
+        seen=_seen(used, before),
         data_hash=manifest.data_hash,
         faces_config=manifest.config,
         unheard=rows.unheard,
@@ -187,12 +184,12 @@ def _blended_share(share: float, reals: int, fakes: int) -> float:
 
 
 def _some_groups(rows: RowTable, config: TrainConfig) -> RowTable:
-    """The rows of --groups groups. A smaller number's groups are among those of a larger one."""
+    """The rows of --groups groups, the same for every --seed. A smaller number's groups are among those of a larger one."""
     ids = rows.table["group_id"].cast("string")
     names = sorted(pc.unique(ids).to_pylist())
     if not 1 <= (config.groups or 0) <= len(names):
         raise UserError(f"--groups {config.groups}: the training split of {config.faces} has {len(names)}.")
-    chosen = np.random.default_rng(config.seed).permutation(names)[: config.groups]
+    chosen = np.random.default_rng(0).permutation(names)[: config.groups]
     return rows.take(pc.is_in(ids, value_set=pa.array(chosen.tolist())).to_numpy(zero_copy_only=False))
 
 
@@ -279,28 +276,33 @@ def _count(rows: RowTable) -> Counts:
     )
 
 
-def _groups(rows: RowTable) -> set[str]:
-    return set(pc.unique(rows.table["group_id"].cast("string")).to_pylist())
+def _distinct(rows: RowTable, column: str) -> set[str]:
+    return set(pc.unique(rows.table[column].cast("string")).to_pylist())
 
 
-def _groups_of(config: dict[str, Any]) -> tuple[set[str], set[str]]:
-    """What a checkpoint says that it was trained on, and chosen by."""
-    return set(config.get("train_groups", ())), set(config.get("validation_groups", ()))
+def _seen(used: dict[Split, RowTable], before: dict[str, Any]) -> dict[str, list[str]]:
+    """`Plan.seen`: these rows', and what an earlier record says."""
+    record = {}
+    for split in ("train", "validation"):
+        for name, column in (("groups", "group_id"), ("families", "family_id")):
+            key = f"{split}_{name}"
+            record[key] = sorted(_distinct(used[split], column) | set(before.get(key, ())))
+    return record
 
 
-def _seen_before(config: TrainConfig, groups: dict[Split, set[str]]) -> tuple[set[str], set[str]]:
-    """The groups that --weights was trained on, and chosen by, where it comes from a training of ours.
+def _seen_before(config: TrainConfig, groups: dict[Split, set[str]]) -> dict[str, Any]:
+    """What --weights says that it was trained on, and chosen by, where it comes from a training of ours.
 
     UserError if one of them is in validation or test here, or one that it was chosen by in test: what is measured on them would not be of
     unseen people.
     """
     if config.weights in NO_FILE:
-        return set(), set()
+        return {}
     try:
         earlier = checkpoint.seen_by(config.weights)
     except FileNotFoundError:
-        return set(), set()  # _initial_weights says so
-    trained, chosen = _groups_of(earlier)
+        return {}  # _initial_weights says so
+    trained, chosen = set(earlier.get("train_groups", ())), set(earlier.get("validation_groups", ()))
     for split, seen, how in (("validation", trained, "trained on"), ("test", trained, "trained on"), ("test", chosen, "chosen by")):
         if again := sorted(seen & groups[split]):  # type: ignore[index]
             raise UserError(
@@ -314,7 +316,7 @@ def _seen_before(config: TrainConfig, groups: dict[Split, set[str]]) -> tuple[se
             "checked.[/]",
             soft_wrap=True,
         )
-    return trained, chosen
+    return earlier
 
 
 def _initial_weights(config: TrainConfig, train: RowTable) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """Platt's scaling against scikit-learn and against scores whose probabilities are known."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -79,3 +80,8 @@ def test_the_rule_with_the_lowest_log_loss_is_chosen() -> None:
     assert calibration.choose({"first": scores, "second": scores}, labels)[0] == "first"
     with pytest.raises(UserError, match="nothing to calibrate"):
         calibration.choose({"down": upside_down}, labels)
+
+
+def test_a_scaling_that_hardly_heeds_the_score_has_a_threshold_all_the_same() -> None:
+    always = made(0.001, 1.4)
+    assert (always.threshold, replace(always, b=-1.4).threshold) == (0.0, 1.0)

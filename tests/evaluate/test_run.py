@@ -236,6 +236,14 @@ def test_groups_that_were_trained_on_are_refused(faces: Path, best: Path, tmp_pa
     assert not (tmp_path / "report").exists()
 
 
+def test_the_same_videos_under_other_groups_are_refused(faces: Path, best: Path, tmp_path: Path) -> None:
+    groups = {"train_groups": ["c/family:a.mp4"], "validation_groups": ["c/family:b.mp4"]}
+    assert len(json.loads((best / "config.json").read_text())["train_families"]) >= 6
+    changed = _changed(best, tmp_path / "changed", **groups, split="parts:0-9/20/30")
+    with pytest.raises(UserError, match=r"of the \d+ families of .* trained on"):
+        _evaluate(faces, changed, tmp_path / "report", split="all")
+
+
 def test_groups_that_the_checkpoint_was_chosen_by_are_refused_as_test(faces: Path, best: Path, tmp_path: Path) -> None:
     changed = _changed(best, tmp_path / "changed", validation_groups=["c/part:6", "c/part:7"])
     with pytest.raises(UserError, match=r"1 of the 3 groups in the test split .* chosen by \(c/part:7\)"):
@@ -252,7 +260,9 @@ def test_groups_of_another_corpus_cannot_be_compared_by_name(faces: Path, best: 
 
 def test_all_of_another_corpus_is_judged_whatever_the_rule(faces: Path, best: Path, tmp_path: Path) -> None:
     """By the checkpoint's rule nothing of it is in the test split."""
-    changed = _changed(best, tmp_path / "changed", train_groups=["dfdc/part:0"], split="parts:0-9/20/30")
+    changed = _changed(
+        best, tmp_path / "changed", train_groups=["dfdc/part:0"], train_families=[], validation_families=[], split="parts:0-9/20/30"
+    )
     report = _evaluate(faces, changed, tmp_path / "report", split="all")
     assert (report["video"]["metrics"]["n"], report["video"]["groups"], report["videos_unlabelled"]) == (40, 10, 1)
     assert report["protocol"]["split"] == "all"

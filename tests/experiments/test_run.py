@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
-from helpers import write_face_shards
+from helpers import preprocess_here, write_face_shards
 from seen import Seen
 from torch import nn
 
@@ -30,8 +30,6 @@ from dfdc_ray.train.loop import train_loop
 from dfdc_ray.train.plan import prepare
 
 pytestmark = [
-    pytest.mark.ray,
-    pytest.mark.timeout(280),
     pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning"),  # torchvision's own v2.JPEG
 ]
 
@@ -69,28 +67,12 @@ def _train_here(config: TrainConfig) -> None:
     train_loop(config, prepare(config))
 
 
-def _preprocess(config: object) -> None:
-    """In a process of its own, so that its Ray is gone afterwards: another session in this process would not start its actors."""
-    words = [sys.executable, "-c", _PREPROCESS, repr(config)]
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-_PREPROCESS = """
-import sys
-from dfdc_ray.config import PreprocessConfig
-from dfdc_ray.preprocess.run import preprocess
-preprocess(eval(sys.argv[1]))
-"""
-
-
 def test_the_whole_table_in_miniature(
     corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr("dfdc_ray.models.resnet34.ResNet34", Small)
     monkeypatch.setattr(run, "train", _train_here)
-    monkeypatch.setattr(run, "preprocess", _preprocess)
+    monkeypatch.setattr(run, "preprocess", preprocess_here)
     config = ExperimentsConfig(corpus=(str(corpus),), out=str(tmp_path / "out"), epochs=(1, 1), **SMALL)  # type: ignore[arg-type]
     run.report(config)
     text = (tmp_path / "out" / "experiments.md").read_text()
@@ -185,6 +167,7 @@ def test_other_faces_are_regrouped_anew_and_videos_without_a_face_count(tmp_path
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 @pytest.mark.timeout(1500)
 def test_the_command_itself(corpus: Path, tmp_path: Path) -> None:
     options = [word for name, value in SMALL.items() for word in (f"--{name.replace('_', '-')}", str(value))]

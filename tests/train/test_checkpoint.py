@@ -83,5 +83,15 @@ def test_prune_keeps_the_newest(tmp_path: Path) -> None:
     for step in (5, 40, 300):
         _save(tmp_path / checkpoint.step_name(step))
     (tmp_path / ".step-000000007.new").mkdir()
-    checkpoint.prune(str(tmp_path), keep=2)
+    checkpoint.prune(str(tmp_path), last=checkpoint.step_name(300), keep=2)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000040", "step-000000300"]
+
+
+def test_prune_never_takes_what_was_just_saved_for_old(tmp_path: Path) -> None:
+    """A run that went on from step 200, since 300 was broken: the broken one is not counted as one of the two that are kept."""
+    for step in (100, 200, 300):
+        _save(tmp_path / checkpoint.step_name(step))
+    (tmp_path / checkpoint.step_name(300) / "model.safetensors").write_bytes(b"")
+    _save(tmp_path / checkpoint.step_name(240))
+    checkpoint.prune(str(tmp_path), last=checkpoint.step_name(240), keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000200", "step-000000240"]

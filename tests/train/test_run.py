@@ -100,18 +100,23 @@ def test_a_damaged_shard_that_ray_data_meets_is_named(tmp_path: Path, monkeypatc
     import pyarrow.parquet as pq
     import ray.data
 
+    from dfdc_ray.shards.dataset import FaceDataset
     from dfdc_ray.shards.manifest import read_manifest
-    from dfdc_ray.train.run import train
+    from dfdc_ray.shards.order import FixedOrder
+    from dfdc_ray.shards.rows import read_rows
+    from dfdc_ray.train.run import _Ingest
 
-    faces = write_face_shards(tmp_path / "faces", families=5)
-    for file in read_manifest(str(faces)).files:
+    manifest = read_manifest(str(write_face_shards(tmp_path / "faces", families=3)))
+    rows = read_rows(manifest)
+    for file in manifest.files:
         pictures = [image["bytes"] for image in pq.read_table(file.uri)["image"].to_pylist()]
         data = Path(file.uri).read_bytes()
         at = data.index(pictures[0])
         Path(file.uri).write_bytes(data[:at] + bytes(len(pictures[0])) + data[at + len(pictures[0]) :])
     monkeypatch.setattr(ray.data.DataContext.get_current(), "max_errored_blocks", -1)
+    dataset = FaceDataset(rows, lambda picture: picture[:, :8, :8].float(), FixedOrder(len(rows), 8))
     with pytest.raises(UserError, match="is damaged"):
-        train(_config(tmp_path, ingest_actors=1))
+        list(_Ingest(dataset, len(dataset.order), actors=1))
 
 
 @pytest.mark.slow
@@ -147,12 +152,12 @@ def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
 
 
 def test_what_a_person_must_put_right_is_not_tried_again(tmp_path: Path) -> None:
-    """A learning rate at which training diverges: said once, not after every one of the tries that crashes get."""
+    """A learning rate at which training diverges: said once, not after every one of the tries that crashes get. Fed by Ray Data."""
     from dfdc_ray.train.run import train
 
     write_face_shards(tmp_path / "faces", families=5)
     with pytest.raises(UserError, match="Training diverged"):
-        train(_config(tmp_path, learning_rate=1e30))
+        train(_config(tmp_path, learning_rate=1e30, ingest_actors=1))
     assert not (tmp_path / "out" / "best").exists()
     attempts = list((tmp_path / "out" / "tensorboard").glob("**/events*"))
     assert len(attempts) == 1
