@@ -88,5 +88,5 @@ def test_groups_that_are_added_move_no_other() -> None:
 
 
 def test_a_report_can_say_what_the_rule_is() -> None:
-    assert describe("parts:0-34/35-39/40-49") == "parts:0-34/35-39/40-49: DFDC parts, train 0-34, validation 35-39, test 40-49"
+    assert describe("parts:0-34/35-39/40-49") == "parts:0-34/35-39/40-49: by part, train 0-34, validation 35-39, test 40-49"
     assert describe("hash:5") == "hash:5: groups by SHA-256 with seed 5, train 70 %, validation 15 %, test 15 %"

@@ -102,7 +102,7 @@ def _without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     level["metrics"] |= {"n": 4, "reals": 2, "fakes": 2}
     level |= {"baselines": {"always_fake": {"accuracy": 0.5}}, "groups": 2}
     protocol = {"split_rule": "hash:0", "checkpoint_rule": "lowest loss", "data_hash": "0" * 64}
-    report = {"frame": level, "video": level, "warnings": [], "protocol": protocol}
+    report = {"frame": level, "video": level, "videos": [], "warnings": [], "protocol": protocol}
 
     def line(_: ExperimentsConfig, cell: Cell, __: set[str]) -> Line:
         if cell.name in names:

@@ -1,5 +1,6 @@
 """The lines, their folders, and that the words follow the numbers."""
 
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,20 @@ def _report(accuracy: float, auc: float | None, width: float = 0.02, *, groups: 
     return {
         "frame": level,
         "video": level,
+        "videos": _videos(groups, 0.3),
         "warnings": [],
         "protocol": {"split_rule": "hash:0: by group", "checkpoint_rule": "lowest loss", "data_hash": data * 64},
     }
+
+
+def _videos(groups: int, shift: float) -> list[dict[str, Any]]:
+    """Two of each group, a real one and a fake one, whose scores differ by `shift` on the average, drawn anew for each shift."""
+    dice = random.Random(str(shift))
+    return [
+        {"video_id": f"{group}{label}", "group_id": str(group), "label": label, "counted_as": dice.random() * (1 - shift) + add}
+        for group in range(groups)
+        for label, add in (("REAL", 0.0), ("FAKE", shift))
+    ]
 
 
 def _lines(**changed: dict[str, Any]) -> list[Line]:
@@ -77,13 +89,26 @@ def test_groups_that_are_families_are_not_said_to_leak() -> None:
 def test_recalls_of_both_samplings_are_compared_by_their_intervals() -> None:
     lines = _lines(middle=_report(0.8, 0.8))
     text = markdown(CONFIG, lines)
-    assert "5 frames from the middle and 10 a second: recall of reals 0.5000 and 0.5000, and the intervals overlap: no difference" in text
+    assert "5 frames from the middle and 10 a second: recall of reals 0.5000 and 0.5000, and the intervals overlap." in text
 
 
-def test_a_difference_within_the_intervals_is_not_called_one() -> None:
-    text = markdown(CONFIG, _lines(L2=_report(0.8, 0.86), family=_report(0.9, 0.95)))
-    assert "L2 and binary cross-entropy: frame AUC 0.8600 and 0.8500, and the intervals overlap: no difference can be claimed." in text
+def test_lines_on_the_same_videos_are_compared_by_the_interval_of_their_difference() -> None:
+    """Also where each line's own interval is wider than the difference."""
+    little, much = (_report(0.8, 0.86) | {"videos": _videos(40, shift)} for shift in (0.31, 0.9))
+    for report, verdict in ((little, "holds 0: no difference can be claimed."), (much, "does not hold 0.")):
+        text = markdown(CONFIG, _lines(L2=report))
+        assert "L2 and binary cross-entropy: video AUC 0.8600 and 0.8500 on the same 80 videos; the difference's interval, " in text
+        assert f"with the same groups drawn for both, {verdict}" in text
+    few, alone = (markdown(CONFIG, _lines(L2=_report(0.8, 0.86, groups=n), improved=_report(0.8, 0.85, groups=n))) for n in (3, 1))
+    assert "; but 3 groups are too few to go by it." in few
+    assert "on the same 2 videos, without an interval to judge by." in alone
+
+
+def test_a_difference_is_not_called_one_where_intervals_overlap() -> None:
+    text = markdown(CONFIG, _lines(family=_report(0.9, 0.95)))
     assert "A split by family, which leaks, and the split by group: frame AUC 0.9500 and 0.8500, and the intervals do not meet." in text
+    frame = markdown(CONFIG, _lines(**{"by frame": _report(0.9, 0.95)}))
+    assert "A split by frame, which leaks, and the split by group: frame AUC 0.9500 and 0.8500, without intervals to judge by" in frame
 
 
 def test_intervals_of_few_groups_claim_nothing() -> None:
@@ -129,7 +154,7 @@ def test_without_imagenet_it_says_that_it_is_not_comparable() -> None:
 
 def test_what_is_not_defined_is_said() -> None:
     text = markdown(CONFIG, _lines(L2=_report(0.8, None)))
-    assert "L2 and binary cross-entropy cannot be compared by frame AUC: it is not defined for both." in text
+    assert "L2 and binary cross-entropy cannot be compared by video AUC: it is not defined for both." in text
 
 
 def test_what_cannot_be_had_is_said() -> None:

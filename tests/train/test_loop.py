@@ -100,6 +100,7 @@ def test_learns_what_can_be_learnt(config: TrainConfig, capsys: pytest.CaptureFi
     saved = checkpoint.load(f"{config.out}/best").config
     assert saved["prior"] == pytest.approx(12 / 18)
     assert saved["train_groups"] == [f"toy/part-{i}" for i in range(6)]
+    assert len(saved["train_families"]) == 6
     assert saved["split"] == config.split
     assert saved["faces_config"] == {"frames": 4}
     assert saved["validation"] == min(history, key=lambda e: e["video_log_loss"])
