@@ -7,9 +7,9 @@ import tyro
 
 SamplingMethod = Literal["spread", "centre", "per_second", "clips"]
 Balance = Literal["frames", "sample", "groups", "none"]
-Objective = Literal["bce", "l2", "triplet"]
+Objective = Literal["bce", "l2", "triplet", "sync"]
 Judged = Literal["train", "validation", "test", "all"]
-DrawnFakes = Literal["swap", "sound"]
+DrawnFakes = Literal["swap", "colour", "sound"]
 Uris = Annotated[tuple[str, ...], tyro.conf.arg(metavar="URI ...")]
 DetectorName = Literal["centerface", "ssd", "ssd-stock", "opencv"]
 
@@ -173,7 +173,8 @@ class TrainConfig:
     An earlier training's is its best/model.safetensors."""
     objective: Objective = "bce"
     """bce: binary cross-entropy; l2: squared error on the sigmoid's output, as in the founding report;
-    triplet: features whose distances tell the classes apart, with a linear layer on them (Bonettini et al. 2020)."""
+    triplet: features whose distances tell the classes apart, with a linear layer on them (Bonettini et al. 2020); sync, for av_sync:
+    which sound of a real clip goes with which picture (after Chung and Zisserman 2016), with a small network on top that tells fakes."""
     balance: Balance = "frames"
     """frames: use the extra frames of real videos; sample: draw both classes equally often; groups: also every group; none: core frames."""
     self_blend: float = 0.0
@@ -183,15 +184,19 @@ class TrainConfig:
     cutmix: float = 0.0
     """Share of the steps in which a part of each picture or clip comes from another one, and its label with it (Yun et al. 2019)."""
     groups: int | None = None
-    """Train on only so many groups of the training split, drawn by the seed: for a learning curve. Unset: all."""
+    """Train on only so many groups of the training split, the same whatever the seed: for a learning curve. Unset: all."""
     epochs: int = 5
+    """Passes over the training samples."""
     batch_size: int = 32
     """Samples per step over all workers together."""
     learning_rate: float = 3e-4
+    """The highest: it rises to it over the first twentieth of the steps, then falls to 0 along a cosine."""
     weight_decay: float = 1e-2
+    """Of AdamW, for all weights but biases and normalisation."""
     image_size: int = 224
     """Side in pixels of the model's square input."""
     seed: int = 0
+    """Of the order, the augmentation and the first weights."""
     workers: int = 1
     """Ray Train workers (DDP processes)."""
     gpu: bool = False
@@ -218,7 +223,8 @@ class EvaluateConfig:
     faces: str
     """Output of preprocess or pack: folder or s3:// prefix."""
     checkpoint: tyro.conf.UseAppendAction[tuple[str, ...]]
-    """Checkpoint folder (the train output's `best`), local or s3://; of several (--checkpoint A --checkpoint B) the mean of logits."""
+    """Required. Checkpoint folder (the train output's `best`), local or s3://; of several (--checkpoint A --checkpoint B) the mean of
+    logits."""
     out: str
     """Folder for report.html, report.json, report.md and the pictures."""
     split: Judged = "test"
@@ -255,7 +261,7 @@ class CombineConfig:
     """
 
     checkpoint: tyro.conf.UseAppendAction[tuple[str, ...]]
-    """Checkpoint folder, local or s3://; given several times."""
+    """Required, several times. Checkpoint folder, local or s3://."""
     out: str
     """Checkpoint folder to write."""
     by: Literal["mean", "logistic"] = "mean"
@@ -272,9 +278,10 @@ class PredictConfig:
     """
 
     videos: tyro.conf.Positional[Annotated[tuple[str, ...], tyro.conf.arg(metavar="VIDEO ...")]]
-    """Video files, or s3:// URIs."""
+    """Required. Video files, or s3:// URIs."""
     checkpoint: tyro.conf.UseAppendAction[tuple[str, ...]]
-    """Checkpoint folder (the train output's `best`), local or s3://; of several (--checkpoint A --checkpoint B) the mean of logits."""
+    """Required. Checkpoint folder (the train output's `best`), local or s3://; of several (--checkpoint A --checkpoint B) the mean of
+    logits."""
     frames: int = 32
     """Frames per video, evenly spread; of a model that looks at clips, in clips as long as those of its training."""
     maps: str | None = None
@@ -284,7 +291,7 @@ class PredictConfig:
     json: bool = False
     """Print JSON."""
     csv: bool = False
-    """Print Kaggle's CSV: filename,label (label: probability of fake)."""
+    """Print Kaggle's CSV: filename,label (label: the score, a probability of fake once the checkpoint is calibrated)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -295,12 +302,14 @@ class ServeConfig:
     """
 
     checkpoint: tyro.conf.UseAppendAction[tuple[str, ...]]
-    """Checkpoint folder (the train output's `best`), local or s3://; of several (--checkpoint A --checkpoint B) the mean of logits."""
+    """Required. Checkpoint folder (the train output's `best`), local or s3://; of several (--checkpoint A --checkpoint B) the mean of
+    logits."""
     host: str = "127.0.0.1"
     """Address to listen on. With any but loopback everybody who reaches it can upload: there is no authentication."""
     name: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Host name by which browsers ask for the page, where that is another: of a server in front of it. (--name A --name B)"""
     port: int = 8000
+    """Port to listen on."""
     frames: int = 32
     """Frames per video, evenly spread; of a model that looks at clips, in clips as long as those of its training."""
     max_mb: float = 200.0
@@ -326,7 +335,9 @@ class DemoCorpusConfig:
     """Real videos; each has about four fakes."""
     seed: int = 0
     fakes: DrawnFakes = "swap"
-    """swap: another face in the picture; sound: the picture untouched, its sound shifted in time or of other words in the same voice."""
+    """swap: another face in the picture; colour: the same face with patches of colour that come and go, all videos under a lamp whose
+    colour drifts; sound: the picture untouched, its sound shifted in time or of other words in the same voice.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -100,10 +100,15 @@ def write_face_shards(
         files.append({"path": path, "rows": sum(map(len, videos)), "sha256": sha256})
     pq.write_table(pa.Table.from_pylist(ledger), folder / "ledger.parquet")
     pq.write_table(pa.Table.from_pylist([row | {"method": None} for row in ledger]), folder / "index.parquet")
-    data_hash = hashlib.sha256("".join(str(f["sha256"]) for f in files).encode()).hexdigest()
-    manifest = {"format": FORMAT_VERSION, "kind": "plain", "data_hash": data_hash, "config": {"frames": frames}, "files": files}
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_manifest(folder, files, {"frames": frames})
     return folder
+
+
+def write_manifest(folder: Path, files: list[dict[str, Any]], config: dict[str, Any]) -> None:
+    """files: path, rows and sha256 of each shard."""
+    data_hash = hashlib.sha256("".join(str(f["sha256"]) for f in files).encode()).hexdigest()
+    manifest = {"format": FORMAT_VERSION, "kind": "plain", "data_hash": data_hash, "config": config, "files": files}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
 
 
 def pack_shards(faces: Path, out: Path | str, *, seed: int = 0, shard_mb: float = 0.12, row_group_mb: float = 0.02) -> str:

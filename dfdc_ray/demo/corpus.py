@@ -23,6 +23,7 @@ import numpy.typing as npt
 
 from dfdc_ray.config import DemoCorpusConfig, DrawnFakes
 from dfdc_ray.console import Work, console
+from dfdc_ray.demo.colour import splotched, under_a_lamp
 from dfdc_ray.demo.encode import deliver, encode_mp4, make_delivery
 from dfdc_ray.demo.identity import Identity, Image, make_identity, stream
 from dfdc_ray.demo.scene import FPS, Scene, make_scene, record
@@ -30,13 +31,13 @@ from dfdc_ray.demo.swap import DonorFace, make_traces, swap
 from dfdc_ray.demo.voice import speak
 from dfdc_ray.errors import UserError
 
-VERSION = 1  # of what is drawn: another version, other frames
-SOUND_VERSION = 2  # of a corpus of SOUND_FAKES
+VERSIONS: Mapping[DrawnFakes, int] = {"swap": 1, "colour": 1, "sound": 2}  # of what is drawn: another version, other frames
 FAKES = 4  # per original
 TEST_FAMILIES = 6  # of test_videos/, with one fake each: 12 videos
 SECONDS = 2.0
 MAX_PARTS = 8
 SOUND_FAKES = ("drawn_sound_shift", "drawn_sound_other")
+COLOUR_FAKE = "drawn_splotches"
 SHIFTS = (0.25, 1.0)  # seconds, either way
 SPARE = 1.25  # seconds of voice before and after an original's: the longest shift does not reach the silence before the first word
 MARKER = "corpus.json"  # written last: the corpus is whole
@@ -133,13 +134,13 @@ def write_corpus(
         )
     folder = Path(out)
     marker: dict[str, float | str] = {
-        "version": VERSION,
+        "version": VERSIONS[fakes],
         "families": families,
         "seed": seed,
         "seconds": seconds,
         "test_families": test_families,
     }
-    marker |= {"fakes": fakes, "version": SOUND_VERSION} if fakes != "swap" else {}
+    marker |= {"fakes": fakes} if fakes != "swap" else {}
     if _is_there(folder, marker):
         console.print(f"{folder}: this generated corpus is there already.", highlight=False, soft_wrap=True)
         return
@@ -179,13 +180,18 @@ def plan_corpus(*, families: int, seed: int, test_families: int, fakes: DrawnFak
     for index in [*range(families), *range(first_test, first_test + test_families)]:
         original = name()
         names = [name() for _ in range(FAKES if index < families else 1)]
-        methods = [
-            make_traces(stream(seed, "traces", fake)).method if fakes == "swap" else SOUND_FAKES[n % 2] for n, fake in enumerate(names)
-        ]
+        methods = [_method(fakes, n, name, seed) for n, name in enumerate(names)]
         videos = [Video(fake, original, method) for fake, method in zip(names, methods, strict=True)]
         part = index // 2 * parts // pairs if index < families else None
         plan.append(Family(index, part, (Video(original, None, None), *videos)))
     return plan
+
+
+def _method(fakes: DrawnFakes, n: int, name: str, seed: int) -> str:
+    """Of the n-th fake of an original."""
+    if fakes == "swap":
+        return make_traces(stream(seed, "traces", name)).method
+    return COLOUR_FAKE if fakes == "colour" else SOUND_FAKES[n % len(SOUND_FAKES)]
 
 
 def identity(seed: int, index: int) -> Identity:
@@ -197,15 +203,20 @@ def identity(seed: int, index: int) -> Identity:
 def film(family: Family, *, seed: int, seconds: float) -> Iterator[Footage]:
     """The videos of a family as given to the encoder, the real one first."""
     real = family.videos[0]
-    spare = SPARE if any(video.method in SOUND_FAKES for video in family.videos) else 0.0
+    methods = {video.method for video in family.videos}
+    spare = SPARE if methods & set(SOUND_FAKES) else 0.0
     scene = make_scene(stream(seed, "scene", real.name), identity(seed, family.index), seconds=seconds, spare=spare)
     recorded = record(scene, stream(seed, "record", real.name))
+    if COLOUR_FAKE in methods:
+        recorded = under_a_lamp(recorded, stream(seed, "lamp", real.name))
     donor = DonorFace(identity(seed, family.index ^ 1), scene)
     for video in family.videos:
         frames: Sequence[Image] = recorded
         sound = scene.voice.sound
         if video.method in SOUND_FAKES:
             sound = other_sound(video, scene, seed=seed, seconds=seconds)
+        elif video.method == COLOUR_FAKE:
+            frames = splotched(recorded, scene, stream(seed, "splotches", video.name))
         elif video.original is not None:
             traces = make_traces(stream(seed, "traces", video.name))
             frames = swap(recorded, scene, donor, traces, stream(seed, "swap", video.name))

@@ -44,7 +44,7 @@ def _pictures(report: Report) -> dict[str, bytes]:
     return {
         "roc": plots.roc((scores, labels), frames, title=report.title),
         "pr": plots.pr((scores, labels), frames, title=report.title),
-        "scores": plots.histograms(scores[scored], labels[scored], title=with_score),
+        "scores": plots.histograms(scores[scored], labels[scored], title=with_score, calibrated=report.calibrated),
         "reliability": plots.reliability(raw, scores[scored], labels[scored], title=with_score),
     }
 

@@ -49,6 +49,12 @@ def explains(member: Member) -> bool:
     return hasattr(member.model, "MAPS")
 
 
+def drawn(scorer: Scorer) -> str:
+    """Of several models, some of which have no maps, those that have; "" where the maps are of all."""
+    with_maps = [member.name for member in scorer.members if explains(member)]
+    return "" if len(with_maps) == len(scorer.members) else ", ".join(with_maps)
+
+
 def heat_maps(scorer: Scorer, pictures: Sequence[Sequence[bytes]]) -> tuple[np.ndarray, np.ndarray] | None:
     """The pictures as the first of the models with maps sees them, uint8 [N,S,S,3] (of clips [N,T,S,S,3]), and their heat, float32 0..1 of
     the same size: what raised the logit, the hottest place of all pictures 1. None where no model has maps.
@@ -99,6 +105,7 @@ def _heat(scorer: Scorer, member: Member, faces: Sequence[torch.Tensor]) -> torc
         (images,) = to_device(clips if member.clips else clips.flatten(0, 1), torch.empty(0), scorer.device)
         heat = cam.attribute(images, relu_attributions=False).detach().float().cpu()
         if member.clips:
+            heat = heat if heat.ndim == 5 else heat.unflatten(0, (n, -1)).transpose(1, 2)  # of a network that sees frame by frame
             found.append(functional.interpolate(heat, (t, *heat.shape[-2:]), mode="trilinear")[:, 0])
         else:
             found.append(heat.unflatten(0, (n, t))[:, :, 0])

@@ -26,6 +26,7 @@ def page(report: Report, pictures: Mapping[str, bytes], mistakes: Sequence[Mista
         coverage=tables.coverage(report),
         unscored=unscored,
         worst=worst,
+        configuration=tables.configuration(report),
         mistakes=[(mistake, _facts(mistake), _places(mistake, out)) for mistake in mistakes],
         maps=any(face.shown.heat for mistake in mistakes for face in mistake.faces),
         moment=_moment,

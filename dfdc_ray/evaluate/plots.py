@@ -60,7 +60,7 @@ def _square(figure: Figure, axes: Axes, title: str, *, xlabel: str, ylabel: str,
     return png(figure)
 
 
-def histograms(scores: np.ndarray, labels: np.ndarray, *, title: str) -> bytes:
+def histograms(scores: np.ndarray, labels: np.ndarray, *, title: str, calibrated: bool) -> bytes:
     """How the scores [N] of real (0) and fake (1) videos lie, one above the other on the same axis."""
     figure = Figure(figsize=(6.4, 4.4), dpi=120, layout="constrained")
     upper, lower = figure.subplots(2, 1, sharex=True)
@@ -75,7 +75,7 @@ def histograms(scores: np.ndarray, labels: np.ndarray, *, title: str) -> bytes:
         axes.yaxis.get_major_locator().set_params(integer=True)
         axes.set_ylim(bottom=0, top=None if len(of_class) else 1)
         axes.spines[["top", "right"]].set_visible(False)
-    lower.set(xlabel="score (probability of fake)", xlim=(0, 1))
+    lower.set(xlabel="score (calibrated probability of fake)" if calibrated else "score (0 real, 1 fake; not calibrated)", xlim=(0, 1))
     figure.align_ylabels()
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
     return png(figure)

@@ -13,7 +13,7 @@ from dfdc_ray.evaluate.aggregate import describe
 from dfdc_ray.evaluate.members import FREE, OF_CLIPS
 from dfdc_ray.evaluate.metrics import LOG_LOSS_EPS, THRESHOLD
 from dfdc_ray.evaluate.report import JudgedVideo
-from dfdc_ray.evaluate.scorer import Scorer
+from dfdc_ray.evaluate.scorer import Scorer, weights_of
 from dfdc_ray.evaluate.videos import SplitVideos
 from dfdc_ray.shards.manifest import Manifest
 
@@ -94,4 +94,9 @@ def protocol(
         "versions": {"python": platform.python_version(), "dfdc-ray": __version__}
         | {name: version(name) for name in ("torch", "torchvision", "torchmetrics", "numpy", "pyarrow")},
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "configuration": {
+            "weights_sha256": weights_of(checkpoint),
+            "faces": faces,
+            **{name: checkpoint[name] for name in ("transform", "members", "train_config") if name in checkpoint},
+        },
     }

@@ -63,6 +63,11 @@ class Report:
     near_duplicates: tuple[Pair, ...] | None  # of training videos; None: not looked for
 
     @property
+    def calibrated(self) -> bool:
+        """Whether the videos' scores are probabilities."""
+        return any(v.score != v.raw_score for v in self.videos)
+
+    @property
     def unscored(self) -> list[JudgedVideo]:
         """The videos that count at the prior."""
         return [v for v in self.videos if v.score is None]

@@ -91,14 +91,29 @@ def _level(level: Level, unit: str) -> Section:
 def markdown(report: Report) -> str:
     """The report for people: protocol, tables beside the baselines, what could not be scored, the worst mistakes."""
     pictures = [f"![{title}]({name}.png)" for name, title in PICTURES.items()]
-    return pages.markdown(report.title, report.warnings, [*numbers(report), *slices(report), *pictures, coverage(report), *losses(report)])
+    return pages.markdown(
+        report.title,
+        report.warnings,
+        [*numbers(report), *slices(report), *pictures, coverage(report), *losses(report), configuration(report)],
+    )
 
 
 def numbers(report: Report) -> list[Section]:
     """What the numbers were taken on, and the metrics beside those of the baselines."""
-    rows = [[key.replace("_", " "), _plain(value)] for key, value in report.protocol.items()]
+    rows = [[key.replace("_", " "), _plain(value)] for key, value in report.protocol.items() if key != "configuration"]
     protocol = Section("Protocol", [Table(["what", "value"], rows, names=[1], texts=[1])])
     return [protocol, _level(report.video, "videos"), _level(report.frame, "frames")]
+
+
+def configuration(report: Report) -> Section:
+    """How the faces were made and the model was trained: every setting."""
+    rows = []
+    for what, settings in report.protocol["configuration"].items():
+        if isinstance(settings, dict):
+            rows += [[f"{what} {name}".replace("_", " "), _plain(value)] for name, value in settings.items()]
+        else:
+            rows.append([what.replace("_", " "), _plain(settings)])
+    return Section("Configuration", [Table(["what", "value"], rows, names=[1], texts=[1])])
 
 
 def slices(report: Report) -> list[Section]:

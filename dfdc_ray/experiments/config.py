@@ -67,8 +67,8 @@ class ModelsConfig:
     """With clips: every so many-th frame of the video."""
     real_multiplier: int = 4
     """Real videos give this many times the clips or frames for training."""
-    balance: Balance = "frames"
-    """Of the classes, as of train."""
+    balance: Balance = "sample"
+    """Of the classes, as of train; short videos have no room for as many clips of reals as would balance them."""
     image_size: int = 224
     """Side in pixels of the models' input; MesoNet's is 256 in any case."""
     epochs: int = 5
@@ -100,5 +100,4 @@ class BonettiniConfig(ModelsConfig):
     sampling: Literal["clips", "spread"] = "spread"
     frames: int = 32
     real_multiplier: int = 1
-    balance: Balance = "sample"
     learning_rate: float = 1e-5

@@ -30,8 +30,9 @@ class Detector:
     stabilise: bool = False
 
 
+_OBJECTIVES: dict[str, Objective] = {"meso4": "l2", "mesoinception4": "l2", "av_sync": "sync"}  # else bce
 DETECTORS = (
-    *(Detector(name=model, model=model, objective="l2" if model.startswith("meso") else "bce") for model in NAMES),
+    *(Detector(name=model, model=model, objective=_OBJECTIVES.get(model, "bce")) for model in NAMES),
     Detector(name="efficientnet_b4-siamese", model="efficientnet_b4", objective="triplet"),
     Detector(name="efficientnet_b4_attention-siamese", model="efficientnet_b4_attention", objective="triplet"),
     Detector(name="resnet34-self-blended", model="resnet34", self_blend=0.5),

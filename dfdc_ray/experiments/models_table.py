@@ -12,7 +12,7 @@ from rich.table import Table as ConsoleTable
 
 from dfdc_ray import __version__, pages
 from dfdc_ray.evaluate import plots
-from dfdc_ray.evaluate.metrics import binary_metrics
+from dfdc_ray.evaluate.metrics import binary_metrics, change_of_auc
 from dfdc_ray.experiments.config import ModelsConfig
 from dfdc_ray.experiments.models import Task
 from dfdc_ray.experiments.table import Curves, reports
@@ -24,6 +24,7 @@ _PLOT = "AUC against cost"
 _HEAD = (
     "detector",
     "video AUC (95 %)",
+    "over families",
     "log loss (95 %)",
     "accuracy",
     "recall of reals",
@@ -34,7 +35,8 @@ _HEAD = (
     "pictures/s in training",
     "minutes",
 )
-_ON_CONSOLE = (0, 1, 2, 8, 10)
+_ON_CONSOLE = (0, 1, 3, 9, 11)
+_FRAMES, _WISH = "framediff_frames", ("framediff_only", "framediff_early", "framediff_late", "chroma")
 _BASELINES = {"always_fake": "always fake", "constant_prior": "constant prior"}
 
 
@@ -54,7 +56,14 @@ class Line:
         return found
 
     def interval(self, name: str) -> tuple[float, float] | None:
+        """Over groups."""
         found = self.report["video"]["intervals"].get(name)
+        return found and (found["low"], found["high"])
+
+    @property
+    def by_family(self) -> tuple[float, float] | None:
+        """Of the AUC, over families, where groups are made of those."""
+        found = (self.report["video"].get("by_family") or {}).get("auc")
         return found and (found["low"], found["high"])
 
 
@@ -108,17 +117,20 @@ def _sections(config: ModelsConfig, lines: Sequence[Line], failed: Mapping[str, 
             if config.sampling == "clips"
             else f"{config.frames} frames a video, evenly spread"
         )
+        note = report["video"]["interval_note"].partition("; over the ")[0]
         how = (
             f"By video, on the {m['n']} labelled videos of the test split ({m['reals']} real, {m['fakes']} fake, "
             f"{report['video']['groups']} groups; {protocol['split_rule']}), by which nothing was chosen: each checkpoint is that with the "
             f"{protocol['checkpoint_rule']}, a logistic combination is fitted on validation. Videos without a score count at the training "
-            f"prior. Faces: {faces}, real videos {config.real_multiplier} times that in training, {config.image_size} pixels (MesoNet "
-            f"256). The budget of each: {config.epochs} epochs over the same pictures, batch {config.batch_size} (a clip counts as its "
-            f"frames, and two are the least), learning rate {config.learning_rate:g}, seed {config.seed}; nothing was tuned for any of "
-            f"them, and scores are not calibrated. Data hash {protocol['data_hash'][:12]}. Intervals: {report['video']['interval_note']}."
+            f"prior. Faces: {faces}, real videos up to {config.real_multiplier} times that in training, as far as they are long enough; "
+            f"classes balanced by `{config.balance}`; {config.image_size} pixels (MesoNet 256). The budget of each: {config.epochs} epochs "
+            f"over the same pictures, batch {config.batch_size} (a clip counts as its frames, and two are the least), learning rate "
+            f"{config.learning_rate:g}, seed {config.seed}; nothing was tuned for any of them, and scores are not calibrated. Data hash "
+            f"{protocol['data_hash'][:12]}. Intervals: {note}; over families, where groups are made of those, as if no person were in two "
+            "of them."
         )
         cost = f"Pictures a second and minutes are on {_machine(config)}; GMACs (multiply-adds in billions) are for a video with one face."
-        sections.append(Section("The lines", [how, Table(_HEAD, _rows(lines, config)), *_by_method(lines), cost]))
+        sections.append(Section("The lines", [how, Table(_HEAD, _rows(lines, config)), cost, *_differences(lines), *_by_method(lines)]))
     if failed:
         sections.append(Section("Not there", [Table(["detector", "why"], [list(line) for line in sorted(failed.items())], texts=[1])]))
     return sections
@@ -131,7 +143,7 @@ def plot(lines: Sequence[Line]) -> bytes:
     shown = sorted((line for line in lines if line.auc is not None), key=lambda line: line.macs)
     for line in shown:
         auc = line.auc or 0.0
-        low, high = line.interval("auc") or (auc, auc)
+        low, high = line.interval("auc") or line.by_family or (auc, auc)
         colour = plots.FAKE if line.trained is None else plots.REAL
         axes.errorbar(
             line.macs / 1e9,
@@ -140,12 +152,13 @@ def plot(lines: Sequence[Line]) -> bytes:
             fmt="o",
             color=colour,
             markersize=4,
+            markerfacecolor=colour if line.interval("auc") or line.by_family else "none",
             linewidth=0.8,
             capsize=2,
         )
         axes.annotate(line.task.name, (line.macs / 1e9, auc), xytext=(5, 3), textcoords="offset points", fontsize=7, color=colour)
     axes.set(xscale="log", xlabel="GMACs a video", ylabel="video ROC AUC (95 % interval)", ylim=(None, 1.02))
-    axes.set_title("Blue: trained; orange: combinations", fontsize=9, loc="left")
+    axes.set_title("Blue: trained; orange: combinations; hollow: interval unknown", fontsize=9, loc="left")
     axes.margins(x=0.15)
     return plots.png(figure)
 
@@ -155,6 +168,43 @@ def _rows(lines: Sequence[Line], config: ModelsConfig) -> list[list[str]]:
     baselines = lines[0].report["video"]["baselines"] if lines else {}
     rows += [[words, *_metrics(baselines[name], None), *["-"] * 5] for name, words in _BASELINES.items() if name in baselines]
     return rows
+
+
+def _differences(lines: Sequence[Line]) -> list[str | Table]:
+    """Of each line that is another one with something added, by how much its AUC is the higher: the videos are the same, so the interval of
+    the difference says more than both lines' own. Empty where there is no such pair.
+    """
+    there = {line.task.name: line for line in lines if line.auc is not None}
+    rows = []
+    for name, line in there.items():
+        beside = there.get(_without(line, there))
+        if beside is None:
+            continue
+        one, other = ({v["video_id"]: v for v in each.report["videos"]} for each in (beside, line))
+        videos = sorted(one)
+        labels = np.array([one[v]["label"] == "FAKE" for v in videos], dtype=np.int64)
+        before, after = (np.array([of[v]["counted_as"] for v in videos]) for of in (one, other))
+        found = change_of_auc(before, after, labels, np.array([one[v]["group_id"] for v in videos]))
+        between = f" ({found.low:+.3f} to {found.high:+.3f})" if found else ""
+        rows.append([name, beside.task.name, f"{(line.auc or 0.0) - (beside.auc or 0.0):+.3f}{between}"])
+    if not rows:
+        return []
+    said = (
+        "What an addition changes, on the same videos (95 %, the same groups drawn for both); a combination beside the best of its "
+        "members, which was known only afterwards:"
+    )
+    return [said, Table(["detector", "beside", "difference of video AUC"], rows)]
+
+
+def _without(line: Line, there: Mapping[str, Line]) -> str:
+    """The name of the line that this one is compared with; of no line where there is none."""
+    if line.trained is None:
+        members = [there[detector.name] for detector in line.task.detectors if detector.name in there]
+        return max(members, key=lambda member: member.auc or 0.0).task.name if members else ""
+    detector = line.task.detectors[0]
+    if detector.name != detector.model:  # trained in another way
+        return detector.model
+    return _FRAMES if detector.model in _WISH else ""
 
 
 def _by_method(lines: Sequence[Line]) -> list[str | Table]:
@@ -201,7 +251,8 @@ def _metrics(m: Mapping[str, Any], line: Line | None) -> list[str]:
         interval = line.interval(name) if line and name in ("auc", "log_loss") else None
         between = f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else ""
         cells.append("-" if m[name] is None else f"{m[name]:.3f}{between}")
-    return cells
+    families = line and line.by_family
+    return [cells[0], f"{families[0]:.3f}-{families[1]:.3f}" if families else "-", *cells[1:]]
 
 
 def _machine(config: ModelsConfig) -> str:

@@ -178,6 +178,8 @@ def models(config: ModelsConfig) -> None:
     console.print(
         f"The whole table, and the plot: {storage.join(config.out, 'report.html')}", markup=False, highlight=False, soft_wrap=True
     )
+    if not lines:
+        raise UserError("No line could be had: " + "; ".join(f"{name}: {why}" for name, why in (left_out | failed).items()))
     if failed:
         raise UserError(f"{len(failed)} of {len(tasks) + len(combined)} lines could not be had: {', '.join(failed)}. models.md says why.")
 

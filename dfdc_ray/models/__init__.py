@@ -5,7 +5,8 @@ where its pretrained weights come from (PRETRAINED: by name), what its input loo
 in 0..1; SIDE: the only S it takes, or None; CLIPS: whether it looks at clips; SOUND: whether it wants their sound too, float32 [N,T,3200]),
 the prefixes of the parameters that depend on the task (HEAD: the first is its last layer), and the layer whose maps say where it looked
 (MAPS: the last before they are pooled; evaluate/heat.py; a class without it has no such layer). A model that can begin with another one's
-weights has `adapt(state)`, which renames them; one that must see training clips before its first step has `fit(clips, sound)`.
+weights has `adapt(state)`, which renames them; one that must see training clips before its first step has `features(clips, sound)` and
+`fit(features)`.
 """
 
 import importlib

@@ -16,7 +16,9 @@ from torch.nn import functional
 RATE, BANDS, COEFFICIENTS = 16_000, 40, 13  # of video/sound.py; of the spectrum
 _FFT, _STEP, _FRAME = 512, 160, 400  # samples: 25 ms every 10 ms
 _NOW = slice(6, 11)  # of the 17 steps around a frame: 65 ms, so that syllables (3 to 7 Hz) are not averaged out
+_MOVES = 6.0  # what lips change of a pixel's brightness is about 1/6
 _QUIET = 1e-6  # added to energies: below 16 bits' own noise
+TEMPERATURE = 0.1  # by which likenesses, from -1 to 1, are divided where they are weighed against each other
 _SAME = 1e-3  # of features, which are about of unit size: a smaller spread than this is none
 
 
@@ -53,20 +55,23 @@ class MfccLstm(_AudioVisual):
         return logits[:, 0]
 
     def features(self, x: torch.Tensor, sound: torch.Tensor) -> torch.Tensor:
-        """float32 [N,T,F]: of each frame MFCCs and mouth, and how both differ from the frame before; each about of unit size."""
+        """float32 [N,T,F]: of each frame MFCCs and mouth, less their mean over the clip (which is of the voice and the face, and says
+        nothing of how they go together), and how both differ from the frame before; each about of unit size.
+        """
         n, t = x.shape[:2]
         pixels = functional.adaptive_avg_pool2d(mouth(x).flatten(0, 1), self.MOUTH).view(n, t, -1)
         coefficients = mfcc(sound)[..., _NOW].mean(-1)
-        joined = torch.cat([0.1 * coefficients, 4 * (pixels - pixels.mean((1, 2), keepdim=True))], dim=-1)
+        joined = torch.cat([0.1 * coefficients, 4 * pixels], dim=-1)
+        joined = joined - joined.mean(1, keepdim=True)
         before = torch.cat([joined[:, :1], joined[:, :-1]], dim=1)
         return torch.cat([joined, 2 * (joined - before)], dim=-1)
 
     @torch.no_grad()
-    def fit(self, x: torch.Tensor, sound: torch.Tensor) -> None:
-        """The principal components of these clips' features; the first has variance 1. ValueError with too few frames for so many, or
-        where all are alike.
+    def fit(self, features: torch.Tensor) -> None:
+        """The principal components of these [N,T,F]; the first has variance 1. ValueError with too few frames for so many, or where all are
+        alike.
         """
-        found = self.features(x, sound).flatten(0, 1)
+        found = features.flatten(0, 1)
         if len(found) <= self.KEPT:
             raise ValueError(f"{len(found)} frames do not give {self.KEPT} principal components")
         mean = found.mean(0)
@@ -78,9 +83,12 @@ class MfccLstm(_AudioVisual):
 
 
 class AVSync(_AudioVisual):
-    """Each stream gives an embedding for each frame; the likeness of picture i to sound i + k, averaged over i, for each offset k."""
+    """Each stream gives an embedding for each frame; the likeness of picture i to sound i + k, averaged over i, for each offset k, decides.
 
-    HEAD = ("decide.3.",)
+    What a mouth looks like all the time says nothing of synchrony: its mean over the clip is taken away first.
+    """
+
+    HEAD = ("decide.2.",)
     OFFSETS = 3  # frames either way
     STEPS = 4  # of the 17 around a frame, after two poolings: which of them is loud is what tells one offset from another
 
@@ -89,19 +97,27 @@ class AVSync(_AudioVisual):
         self.seen = nn.Sequential(_block3d(1, 16), nn.MaxPool3d((1, 2, 2)), _block3d(16, 32), nn.MaxPool3d((1, 2, 2)), _block3d(32, 64))
         self.heard = nn.Sequential(_block2d(1, 16), nn.MaxPool2d(2), _block2d(16, 32), nn.MaxPool2d(2), _block2d(32, 64))
         self.seen_out, self.heard_out = nn.Conv1d(64, 64, 3, padding=1), nn.Conv1d(64 * self.STEPS, 64, 3, padding=1)
-        self.decide = nn.Sequential(nn.BatchNorm1d(2 * self.OFFSETS + 1), nn.Linear(2 * self.OFFSETS + 1, 32), nn.ReLU(), nn.Linear(32, 1))
+        self.decide = nn.Sequential(nn.Linear(2 * self.OFFSETS + 1, 32), nn.ReLU(), nn.Linear(32, 1))
 
     def forward(self, x: torch.Tensor, sound: torch.Tensor) -> torch.Tensor:
+        return self.verdict(self.likeness(x, sound))
+
+    def likeness(self, x: torch.Tensor, sound: torch.Tensor) -> torch.Tensor:
+        """float32 [N,T,T] in -1..1: of each frame's picture to each frame's sound."""
         n, t = x.shape[:2]
         mouths = functional.adaptive_avg_pool2d(mouth(x).flatten(0, 1), (32, 48)).view(n, 1, t, 32, 48)
         spectra = log_mel(sound)
         spectra = (spectra - spectra.mean((1, 2, 3), keepdim=True)) / 4
-        seen = self.seen_out(self.seen(mouths - mouths.mean((2, 3, 4), keepdim=True)).mean((3, 4)))
+        seen = self.seen_out(self.seen(_MOVES * (mouths - mouths.mean(2, keepdim=True))).mean((3, 4)))
         heard = self.heard_out(self.heard(spectra.flatten(0, 1)[:, None]).mean(2).reshape(n, t, -1).transpose(1, 2))
-        like = functional.normalize(seen, dim=1).transpose(1, 2) @ functional.normalize(heard, dim=1)  # [N,T,T]
+        return functional.normalize(seen, dim=1).transpose(1, 2) @ functional.normalize(heard, dim=1)
+
+    def verdict(self, like: torch.Tensor) -> torch.Tensor:
+        """Logits [N] of `likeness`."""
+        n, t = like.shape[:2]
         offsets = range(-self.OFFSETS, self.OFFSETS + 1)
         by_offset = torch.stack([like.diagonal(k, 1, 2).mean(1) if abs(k) < t else like.new_zeros(n) for k in offsets], dim=1)
-        logits: torch.Tensor = self.decide(by_offset)
+        logits: torch.Tensor = self.decide((by_offset - by_offset.mean(1, keepdim=True)) / TEMPERATURE)
         return logits[:, 0]
 
 

@@ -28,6 +28,7 @@ class Chroma(nn.Module):
     CHANNELS = ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))  # 0..1, as it is
     SIDE = None
     CLIPS = True
+    MAPS = "body.5"
 
     def __init__(self) -> None:
         super().__init__()

@@ -29,6 +29,7 @@ class _FrameDiff(nn.Module):
     SIDE = None
     CLIPS = True
     STREAMS: Mapping[str, int] = MappingProxyType({})  # by name: channels of its input
+    MAPS: str
 
     def __init__(self) -> None:
         super().__init__()
@@ -59,24 +60,28 @@ class FrameDiffFrames(_FrameDiff):
     """The frames alone, all but the first, as the others get them: what differences add is measured against this."""
 
     STREAMS = MappingProxyType({"frame": 3})
+    MAPS = "streams.frame.layer4"
 
 
 class FrameDiffOnly(_FrameDiff):
     """The differences alone."""
 
     STREAMS = MappingProxyType({"difference": 3})
+    MAPS = "streams.difference.layer4"
 
 
 class FrameDiffEarly(_FrameDiff):
     """Frames and differences joined at the input."""
 
     STREAMS = MappingProxyType({"both": 6})
+    MAPS = "streams.both.layer4"
 
 
 class FrameDiffLate(_FrameDiff):
     """Frames and differences joined at the last layer."""
 
     STREAMS = MappingProxyType({"frame": 3, "difference": 3})
+    MAPS = "streams.difference.layer4"  # of the frames' own stream framediff_frames shows them
 
 
 def _stream(channels: int) -> nn.Module:

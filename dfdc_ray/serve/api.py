@@ -99,7 +99,9 @@ def videos(jobs: Jobs[Finding]) -> APIRouter:
             raise HTTPException(413, too_large) from error
         except BadForm as error:
             raise HTTPException(400, str(error)) from error
-        except (Stalled, ClientDisconnect) as error:
+        except Stalled as error:
+            raise HTTPException(408, str(error)) from error
+        except ClientDisconnect as error:
             raise HTTPException(408, "The upload stopped before its end. Try again.") from error
         except OSError as error:
             raise HTTPException(507, "The server has no room for the video. Try again later.") from error

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dfdc_ray.errors import StorageError
-from dfdc_ray.evaluate.heat import explains, shown
+from dfdc_ray.evaluate.heat import drawn, explains, shown
 from dfdc_ray.evaluate.scorer import Scorer, weights_of
 from dfdc_ray.faces.crop import decode, encode
 from dfdc_ray.preprocess.settings import Settings
@@ -25,6 +25,7 @@ MOST_HEAT = 128  # faces of a video that get a heat map
 MOST_FACES = 2000  # pictures of a video that are scored: some minutes on two cores, which nothing else limits
 _PATH = re.compile(r"(?:/[^/\s:'\"]+){2,}")
 _BEGINS = re.compile(r" It begins with b(['\"]).*\1\.$")  # for whoever looks into a corpus; nothing to whoever sent a video
+_MEMORY = "--video-memory-mb"  # in what preprocess.unit says
 _HINT = "Try an MP4 with H.264, which any phone or editor can write."
 
 
@@ -64,6 +65,8 @@ class Examiner:
             raise Refused(_said(str(error), path)) from error
         if result.ledger["status"] not in ("ok", "no_face"):
             raise Refused(_refusal(result, path))
+        if result.ledger["frames_wanted"] == 1 < self.settings.frames:
+            raise Refused("This is a single picture, and only videos are scored. Send a video of two frames or more.")
         if len(result.faces) > MOST_FACES:
             raise Refused(
                 f"There are {len(result.faces)} faces in the frames that were looked at, and at most {MOST_FACES} are scored. "
@@ -176,7 +179,9 @@ def _document(
         "faces": faces,
         "frames_without_face": [{"frame": frame, "time_s": time_s} for frame, time_s in result.sampled if frame not in with_face],
         "calibrated": scorer.calibration is not None,
-        "unit": "clips" if scorer.clips else "frames",
+        "unit": video.unit,
+        "drawn": drawn(scorer),
+        "shown": None if video.score is None else show.shown(video),
         "sureness": None if video.score is None else show.sureness(video),
         "meaning": None if video.score is None else show.meaning(video),
         "maps": has_maps,
@@ -186,6 +191,8 @@ def _document(
 def _refusal(result: VideoResult, path: Path) -> str:
     """Why a video has no result, and what to do."""
     ledger = result.ledger
+    if _MEMORY in str(ledger["error"]):
+        return "This video needs more memory than one may take. Make its picture smaller, or cut it shorter."
     if ledger["status"] == "poison":
         return f"Reading this video ({ledger['stage']}) crashed, or took too long or too much memory, twice. It may be damaged. {_HINT}"
     said = _BEGINS.sub("", _said(str(ledger["error"]), path))

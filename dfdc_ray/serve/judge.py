@@ -59,6 +59,7 @@ class VideoScore:
     short_tracks: bool = False  # no face was there long enough, so the longest decided
     width: int | None = None  # of the frames, pixels
     height: int | None = None
+    unit: Literal["frames", "clips"] = "frames"  # what is scored, and what `frames` and `tracks` hold
     frames_sampled: int = 0  # decoded and searched for faces; of a model that looks at clips, clips, as in what follows
     frames: tuple[FrameScore, ...] = ()  # ascending; frames without a counted face are absent
     tracks: tuple[TrackScore, ...] = ()
@@ -84,11 +85,12 @@ class Evidence:
 def judge(uri: str, result: VideoResult, scorer: Scorer, settings: Settings) -> Evidence:
     """Score what preprocess.unit found in a video. uri: as the video shall be called."""
     ledger, rows = result.ledger, result.faces
+    unit: Literal["frames", "clips"] = "clips" if scorer.clips else "frames"
     if ledger["status"] != "ok":
         status: Literal["no_face", "error"] = "no_face" if ledger["status"] == "no_face" else "error"
         sampled = ledger["core_decoded"] // (settings.frames if scorer.clips else 1)
-        why = f"no face in {sampled} sampled {'clips' if scorer.clips else 'frames'}" if status == "no_face" else ledger["error"]
-        return Evidence(video=VideoScore(uri=uri, status=status, stage=ledger["stage"], error=why, frames_sampled=sampled))
+        why = f"no face in {sampled} sampled {unit}" if status == "no_face" else ledger["error"]
+        return Evidence(video=VideoScore(uri=uri, status=status, stage=ledger["stage"], error=why, unit=unit, frames_sampled=sampled))
     clips = _clips(rows) if scorer.clips else [[row] for row in rows]
     if scorer.sound:
         clips = [clip for clip in clips if all(row["has_sound"] for row in clip)]
@@ -142,6 +144,7 @@ def _judged(uri: str, rows: Sequence[dict[str, Any]], scores: np.ndarray, *, sam
         short_tracks=whole.short,
         width=rows[0]["frame_width"],
         height=rows[0]["frame_height"],
+        unit="clips" if scorer.clips else "frames",
         frames_sampled=sampled,
         frames=tuple(
             FrameScore(frame=int(f), time_s=times[int(f)], score=float(s)) for f, s in zip(whole.frames, whole.frame_scores, strict=True)

@@ -12,7 +12,7 @@ import numpy as np
 from dfdc_ray import __version__, pages
 from dfdc_ray.corpus import splits
 from dfdc_ray.evaluate.aggregate import MIN_COVERAGE_PERCENT, describe
-from dfdc_ray.evaluate.heat import Shown, shown
+from dfdc_ray.evaluate.heat import Shown, drawn, shown
 from dfdc_ray.evaluate.metrics import THRESHOLD
 from dfdc_ray.evaluate.scorer import Scorer
 from dfdc_ray.pages import Table
@@ -38,7 +38,6 @@ class Line:
 def page(evidence: Evidence, scorer: Scorer, *, name: str) -> bytes:
     """The whole page, also of a video without a score. name: as the video shall be called."""
     video = evidence.video
-    unit = "clips" if scorer.clips else "frames"
     scored = len({face.frame for track in video.tracks for face in track.faces})
     return pages.render(
         "score.html",
@@ -46,7 +45,9 @@ def page(evidence: Evidence, scorer: Scorer, *, name: str) -> bytes:
         made_from=f"dfdc-ray {__version__}, weights {_weights(scorer)}",
         name=name,
         video=video,
-        unit=unit,
+        unit=video.unit,
+        shown=None if video.score is None else show.shown(video),
+        drawn=drawn(scorer),
         scored=scored,
         sureness=None if video.score is None else show.sureness(video),
         meaning=None if video.score is None else show.meaning(video),

@@ -20,7 +20,7 @@ class BadForm(Exception):
 
 
 class Stalled(Exception):
-    """Nothing has come for a while, or not all of it within the time for it."""
+    """Nothing has come for a while, or not all of it within the time for it. The message is for whoever sent it."""
 
 
 async def receive_file(request: Request, write: Callable[[bytes], object], *, most: int) -> str:
@@ -59,7 +59,10 @@ async def _unless_stalled(pieces: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         except StopAsyncIteration:
             return
         except TimeoutError as error:
-            raise Stalled from error
+            if time.monotonic() < ends:
+                raise Stalled("The upload stopped before its end. Try again.") from error
+            late = f"The upload took more than {_WHOLE_S / 60:g} minutes."
+            raise Stalled(f"{late} Cut the video shorter, write it with a lower bit rate, or use a faster line.") from error
 
 
 class _Form:

@@ -46,14 +46,22 @@ def video(result: VideoScore, console: Console) -> None:
     colour = _COLOURS[result.verdict]
     seen = len({face.frame for track in result.tracks for face in track.faces})
     lines: list[Text | Table] = [
-        Text.assemble((result.verdict, f"bold {colour}"), f"  score {result.score:.3f} (0 real, 1 fake): {sureness(result)}"),
+        Text.assemble((result.verdict, f"bold {colour}"), f"  score {shown(result)} (0 real, 1 fake): {sureness(result)}"),
         Text(meaning(result), style="dim"),
-        Text(f"{seen} of {result.frames_sampled} sampled frames scored, {result.width}x{result.height} pixels", style="dim"),
+        Text(f"{seen} of {result.frames_sampled} sampled {result.unit} scored, {result.width}x{result.height} pixels", style="dim"),
     ]
     if result.short_tracks:
-        lines.append(Text(f"No face is in {MIN_COVERAGE_PERCENT} % of the frames: the longest one decides.", style="yellow"))
-    lines += [*timeline(result.frames, result.raw_threshold), faces(result), Text(), deciding(result)]
+        lines.append(Text(f"No face is in {MIN_COVERAGE_PERCENT} % of the {result.unit}: the longest one decides.", style="yellow"))
+    lines += [*timeline(result.frames, result.raw_threshold, unit=result.unit), faces(result), Text(), deciding(result)]
     console.print(Panel(Group(*lines), title=title, title_align="left", border_style=colour), highlight=False)
+
+
+def shown(result: VideoScore) -> str:
+    """The score to three places; of a probability never 0 or 1, which none is."""
+    score = result.score or 0.0
+    if result.raw_score is None or 0.0005 <= score < 0.9995:
+        return f"{score:.3f}"
+    return "<0.001" if score < THRESHOLD else ">0.999"
 
 
 def meaning(result: VideoScore) -> str:
@@ -64,8 +72,8 @@ def meaning(result: VideoScore) -> str:
     return f"Calibrated: {like} (the model's own score: {result.raw_score:.3f})."
 
 
-def timeline(frames: Sequence[FrameScore], threshold: float) -> list[Text]:
-    """One bar per scored frame (or per few, when there are many), with the first and last time below and the extremes beside.
+def timeline(frames: Sequence[FrameScore], threshold: float, *, unit: str) -> list[Text]:
+    """One bar per scored frame or clip (or per few, when there are many), with the first and last time below and the extremes beside.
 
     threshold: above which a frame's score speaks for a fake.
     """
@@ -78,7 +86,7 @@ def timeline(frames: Sequence[FrameScore], threshold: float) -> list[Text]:
     high, low = max(frames, key=lambda f: f.score), min(frames, key=lambda f: f.score)
     extremes = Text(f"highest {high.score:.3f} at {high.time_s:.1f} s, lowest {low.score:.3f} at {low.time_s:.1f} s", style="dim")
     above = "" if threshold == THRESHOLD else f"; before calibration, fake above {threshold:.3f}"
-    return [Text(f"\nscores of the frames over time (▁ 0, █ 1{above})"), bars, below, extremes, Text()]
+    return [Text(f"\nscores of the {unit} over time (▁ 0, █ 1{above})"), bars, below, extremes, Text()]
 
 
 def faces(result: VideoScore) -> Table:
@@ -90,10 +98,10 @@ def faces(result: VideoScore) -> Table:
 
 
 def deciding(result: VideoScore) -> Table:
-    """The frames with the highest scores of the face that decides."""
-    face = decides(result)
-    table = Table("frames that decided", "at", "score", box=None, padding=(0, 2, 0, 0))
-    for one in sorted(face.faces, key=lambda one: -one.score)[:_DECIDING]:
+    """The frames of the face that decides which spoke most for the verdict."""
+    face, sign = decides(result), -1 if result.verdict == "FAKE" else 1
+    table = Table(f"{result.unit} that spoke most for {result.verdict}", "at", "score", box=None, padding=(0, 2, 0, 0))
+    for one in sorted(face.faces, key=lambda one: sign * one.score)[:_DECIDING]:
         table.add_row(f"frame {one.frame}, face {face.track_id}", f"{one.time_s:.1f} s", f"{one.score:.3f}")
     return table
 
@@ -123,5 +131,5 @@ def summary(results: Sequence[VideoScore], console: Console) -> None:
             table.add_row(escape(printable(result.uri)), "-", "-", escape(printable(result.error or "")))
         else:
             verdict = Text(result.verdict, style=_COLOURS[result.verdict])
-            table.add_row(escape(printable(result.uri)), verdict, f"{result.score:.3f}", sureness(result))
+            table.add_row(escape(printable(result.uri)), verdict, shown(result), sureness(result))
     console.print(table, highlight=False)

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 from dfdc_ray.config import Objective
+from dfdc_ray.models.audiovisual import TEMPERATURE
 
 MARGIN = 1.0  # of the triplets: torch's, which Bonettini et al. use
 
@@ -39,12 +40,42 @@ def triplet(outputs: tuple[torch.Tensor, torch.Tensor], targets: torch.Tensor) -
     return bce(logits, targets) + functional.triplet_margin_loss(features[anchors], features[near], features[far], margin=MARGIN)
 
 
-OBJECTIVES: dict[Objective, Callable[[Any, torch.Tensor], torch.Tensor]] = {"bce": bce, "l2": l2, "triplet": triplet}
+def sync(outputs: tuple[torch.Tensor, torch.Tensor], targets: torch.Tensor) -> torch.Tensor:
+    """Of `Synchrony`: in clips that are real, which sound of all their frames goes with a picture, and which picture with a sound; and the
+    cross-entropy of the logits, which trains the last layers alone.
+
+    The contrast of Chung and Zisserman 2016 ("Out of time"), as a choice among all frames of the clip (van den Oord et al. 2018, InfoNCE,
+    https://arxiv.org/abs/1807.03748). So real clips alone teach the streams, each by as many pairs as it has frames.
+    """
+    logits, likeness = outputs
+    real = likeness[targets == 0].float() / TEMPERATURE
+    if not len(real):
+        return bce(logits, targets) + 0 * likeness.sum()
+    own = torch.arange(real.shape[1], device=real.device).expand(len(real), -1)
+    choices = functional.cross_entropy(real.transpose(1, 2), own) + functional.cross_entropy(real, own)
+    return bce(logits, targets) + choices
+
+
+OBJECTIVES: dict[Objective, Callable[[Any, torch.Tensor], torch.Tensor]] = {"bce": bce, "l2": l2, "triplet": triplet, "sync": sync}
 
 
 def for_training(model: nn.Module, objective: Objective) -> nn.Module:
     """The model as the objective wants it called."""
-    return Siamese(model) if objective == "triplet" else model
+    if objective == "triplet":
+        return Siamese(model)
+    return Synchrony(model) if objective == "sync" else model
+
+
+class Synchrony(nn.Module):
+    """Gives logits [N] and the likeness [N,T,T] of pictures and sounds that they are decided by; the logits' gradient ends there."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        likeness: torch.Tensor = self.model.likeness(*inputs)  # type: ignore[operator]
+        return self.model.verdict(likeness.detach()), likeness  # type: ignore[operator]
 
 
 class Siamese(nn.Module):

@@ -30,7 +30,7 @@ MAY_CHANGE = {"faces", "out", "workers", "gpu", "cpus_per_worker", "loader_worke
 
 
 ONE_PLACE = 32  # pixels a side, of which networks that halve it five times leave one
-_FITTED = 256  # clips that a model's `fit` sees
+_FITTED, _AT_A_TIME = 256, 8  # clips that a model's `fit` sees, and of which pictures are in memory
 _TRIPLET = 8  # samples, so that nearly every batch has two of one class and one of the other
 _WAYS: dict[Balance, str] = {
     "frames": "every face, also the extra ones of reals",
@@ -235,6 +235,10 @@ def _check_samples(config: TrainConfig) -> None:
         raise UserError(f"--cutmix mixes pictures and no sound, to which --model {config.model} listens.")
     if config.self_blend and takes_clips(config.model):
         raise UserError(f"--self-blend is for single frames, and --model {config.model} looks at clips.")
+    if config.objective == "sync" and config.model != "av_sync":
+        raise UserError(
+            f"--objective sync is of --model av_sync, which has pictures and sound to hold together; --model {config.model} has not."
+        )
     if config.objective == "triplet" and config.batch_size // config.workers < _TRIPLET:
         raise UserError(f"--objective triplet wants at least {_TRIPLET} samples a worker: give a larger --batch-size or fewer --workers.")
 
@@ -326,9 +330,9 @@ def _initial_weights(config: TrainConfig, train: RowTable) -> dict[str, torch.Te
     if config.weights == "none" and hasattr(model, "fit"):
         some = train.take(np.random.default_rng(config.seed).permutation(len(train))[:_FITTED])
         spec = transforms.recipe(config.image_size, config.model, stabilise=config.stabilise)
-        batches = list(FaceDataset(some, transforms.evaluation(spec), FixedOrder(len(some), _FITTED), sound=takes_sound(config.model)))
+        batches = FaceDataset(some, transforms.evaluation(spec), FixedOrder(len(some), _AT_A_TIME), sound=takes_sound(config.model))
         try:
-            model.fit(batches[0].images, batches[0].sound)  # type: ignore[operator]
+            model.fit(torch.cat([model.features(batch.images, batch.sound) for batch in batches]))  # type: ignore[operator]
         except ValueError as error:
             raise UserError(
                 f"{config.faces}: these clips do not do for --model {config.model} ({error}). Preprocess other or more videos."

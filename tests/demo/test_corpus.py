@@ -19,6 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from dfdc_ray.config import DemoCorpusConfig
 from dfdc_ray.demo.corpus import (
+    COLOUR_FAKE,
     DEMO_SPLIT,
     FAKES,
     SOUND_FAKES,
@@ -202,6 +203,30 @@ def test_sound_fakes_keep_the_picture_and_change_the_sound() -> None:
         assert abs(np.corrcoef(fake.sound, original.sound)[0, 1]) < 0.3
         same_words = fake.sound.tobytes() in original.scene.spoken.sound.tobytes()
         assert same_words == (fake.video.method == SOUND_FAKES[0])
+
+
+def test_colour_fakes_have_patches_that_move_where_the_lamp_s_colour_moves_everywhere() -> None:
+    (family,) = plan_corpus(families=1, seed=3, test_families=0, fakes="colour")
+    original, *fakes = film(family, seed=3, seconds=1.0)
+    assert [fake.video.method for fake in fakes] == [COLOUR_FAKE] * FAKES
+    x, y, w, h = (int(v) for v in head_box(original, 5))
+    inner, beside = np.s_[y - h // 4 : y + h // 4, x - w // 4 : x + w // 4], np.s_[:, : x - 2 * w]
+
+    def redness(footage: Footage, place: tuple[slice, slice]) -> np.ndarray:
+        """Log of red over blue, [frames, H / 8, W / 8]."""
+        small = [cv2.resize(rgb(footage, n)[place], None, fx=1 / 8, fy=1 / 8, interpolation=cv2.INTER_AREA) for n in range(0, 25, 3)]
+        return np.array([np.log((p[..., 0] + 5.0) / (p[..., 2] + 5.0)) for p in small])
+
+    def apart(footage: Footage) -> float:
+        """How much places of the face change otherwise than all of it."""
+        change = redness(footage, inner)
+        change = change - change.mean(0)
+        return float((change - change.mean((1, 2), keepdims=True)).std())
+
+    assert redness(original, beside).mean((1, 2)).std() > 0.05  # the lamp
+    for fake in fakes:
+        assert redness(fake, beside).mean((1, 2)) == pytest.approx(redness(original, beside).mean((1, 2)), abs=0.02)
+        assert apart(fake) > 2 * apart(original)
 
 
 def test_sound_alone_does_not_tell_a_shift() -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from dfdc_ray.models import NAMES, create_model, only_side, takes_clips, takes_sound
 from dfdc_ray.train.loop import schedule
-from dfdc_ray.train.objectives import Siamese, bce, for_training, l2, triplet
+from dfdc_ray.train.objectives import Siamese, bce, for_training, l2, sync, triplet
 from dfdc_ray.video.sound import WINDOW
 
 LOGITS = torch.tensor([0.0, math.log(3)])  # probabilities 1/2 and 3/4
@@ -45,6 +45,25 @@ class Plane(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.last(self.features(x))
         return logits[:, 0]
+
+
+def test_sync_is_of_real_clips_alone() -> None:
+    """Every picture likest to its own sound, or to that of the next frame; the loss of both choices is known."""
+    own, next_one, logits = torch.eye(4)[None], torch.eye(4).roll(1, 1)[None], torch.zeros(1)
+    real, fake = torch.zeros(1), torch.ones(1)
+    right = math.log(1 + 3 * math.exp(-10))  # of likenesses 1 and 0, at a temperature of 0.1
+    assert sync((logits, own), real).item() == pytest.approx(math.log(2) + 2 * right, abs=1e-5)
+    assert sync((logits, next_one), real).item() == pytest.approx(math.log(2) + 2 * (10 + right), abs=1e-4)
+    assert sync((logits, next_one), fake).item() == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_the_verdict_on_synchrony_does_not_teach_the_streams() -> None:
+    model = create_model("av_sync")
+    logits, likeness = for_training(model, "sync")(torch.rand(2, 4, 3, 32, 32), torch.rand(2, 4, WINDOW))
+    logits.sum().backward()
+    taught = {name.partition(".")[0] for name, p in model.named_parameters() if p.grad is not None}
+    assert taught == {"decide"}
+    assert likeness.shape == (2, 4, 4)
 
 
 def test_triplets() -> None:

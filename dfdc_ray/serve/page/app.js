@@ -98,12 +98,14 @@ class Card {
       let status;
       try {
         const response = await fetch(this.url);
+        if (response.status >= 500) throw new TypeError(`The server answered with ${response.status}.`);
         status = await response.json();
         if (!response.ok) throw new Error(status.detail);
         misses = 0;
       } catch (error) {
         misses += 1;
-        if (!(error instanceof TypeError) || misses > 20) throw error; // TypeError: the network's; it may come back
+        const passing = error instanceof TypeError || error instanceof SyntaxError; // the network's, or a page of a server between
+        if (!passing || misses > 20) throw error;
         await pause(POLL_MS);
         continue;
       }
@@ -192,12 +194,12 @@ class Card {
     }
     answer.textContent = video.verdict + (Math.abs(video.score - result.threshold) < 0.1 ? "?" : "");
     answer.classList.add(video.verdict.toLowerCase());
-    words.textContent = `${result.calibrated ? "probability of a fake" : "score"} ${video.score.toFixed(3)}: ${result.sureness}`;
+    words.textContent = `${result.calibrated ? "probability of a fake" : "score"} ${result.shown}: ${result.sureness}`;
     const short = video.short_tracks ? ` No face is in ${result.min_coverage_percent} % of the frames: the one that is there longest decides.` : "";
     this.$(".meaning").textContent = result.meaning + short;
     const x = (share) => 20 + 300 * share;
     this.$(".scale").append(svg("svg", { viewBox: "0 0 340 48", role: "img", preserveAspectRatio: "xMinYMid meet",
-      "aria-label": `${video.score.toFixed(3)} on a scale from 0, real, to 1, fake; the threshold is ${result.threshold}` },
+      "aria-label": `${result.shown} on a scale from 0, real, to 1, fake; the threshold is ${result.threshold}` },
       svg("line", { x1: x(0), x2: x(1), y1: 20, y2: 20, class: "path" }),
       svg("line", { x1: x(result.threshold), x2: x(result.threshold), y1: 12, y2: 28, class: "limit" }),
       svg("g", { class: `point ${video.score > result.threshold ? "over" : "under"}` },
@@ -210,10 +212,17 @@ class Card {
 
   faceless() {
     const { frames_without_face: without, unit } = this.result, all = this.video.frames_sampled;
-    const times = without.map((frame) => seconds(frame.time_s)).join(", ");
     this.$(".faceless").textContent = without.length
-      ? `No face was found in ${without.length} of ${all} sampled ${unit}: at ${times}.`
+      ? `No face was found in ${without.length} of ${all} sampled ${unit}:`
       : `A face was found in each of the ${all} sampled ${unit}.`;
+    this.$(".missed").replaceChildren(...without.map((frame) => {
+      const item = document.createElement("li"), button = document.createElement("button");
+      button.type = "button";
+      button.textContent = seconds(frame.time_s);
+      button.addEventListener("click", () => this.seek(frame.time_s));
+      item.append(button);
+      return item;
+    }));
   }
 
   faces() {
@@ -249,7 +258,8 @@ class Card {
     this.$(".which").textContent = this.name(face).replace("face", "Face");
     this.$(".crop").src = `${this.url}/faces/${n}.jpg`;
     this.$(".crop").alt = `The crop of ${this.name(face)}`;
-    this.$(".hot").hidden = !face.heat;
+    this.$(".hot").hidden = this.$(".about").hidden = !face.heat;
+    if (this.result.drawn) this.$(".drawn").textContent = this.result.drawn;
     this.$(".pair").classList.toggle("one", !face.heat);
     if (face.heat) {
       this.$(".heat").src = `${this.url}/heat/${n}.jpg`;
@@ -264,10 +274,14 @@ class Card {
     for (const [k, button] of this.buttons.entries()) button.setAttribute("aria-pressed", String(k === n));
     for (const [k, point] of (this.points || new Map())) point.setAttribute("aria-pressed", String(k === n));
     if (seek) {
-      this.player.pause();
-      this.player.currentTime = face.time_s + WITHIN_S;
+      this.seek(face.time_s);
       say(`Shown: ${this.name(face)}`);
     }
+  }
+
+  seek(time) {
+    this.player.pause();
+    this.player.currentTime = time + WITHIN_S;
   }
 
   draw() {
