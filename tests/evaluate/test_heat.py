@@ -14,7 +14,7 @@ from dfdc_ray.evaluate.scorer import Scorer
 from dfdc_ray.models import NAMES, create_model, only_side
 from dfdc_ray.train import transforms
 
-WITHOUT = {"framediff_frames", "framediff_only", "framediff_early", "framediff_late", "chroma", "mfcc_lstm", "av_sync"}
+WITHOUT = {"mfcc_lstm", "av_sync"}
 
 
 def png(picture: np.ndarray) -> bytes:

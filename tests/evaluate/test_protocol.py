@@ -28,5 +28,15 @@ def test_groups_that_are_families_may_share_people_with_training() -> None:
     assert warning.endswith("Of 1 fakes the original is not known, and may be in training itself.")
 
 
+def test_a_split_that_leaks_says_so_first() -> None:
+    scorer: Any = SimpleNamespace(faces_config={"regrouped_by": "frame"}, clips=False, config={"train_groups": ["c/a#1"]})
+    manifest: Any = SimpleNamespace(config={"regrouped_by": "frame"})
+    videos = SplitVideos([{"video_id": "c/a#2", "label": "REAL", "group_id": "c/a#2"}], 0, {}, {"c/a#2": "c/a#2"})
+    first = warnings_of(CONFIG, scorer, manifest, videos)[0]
+    assert first.startswith(
+        "A SPLIT THAT LEAKS, to show what that does to numbers: by frame, so that the same people and the same videos may"
+    )
+
+
 def test_groups_that_somebody_named_are_believed() -> None:
     assert _warnings(("a.mp4", "REAL", "a.mp4", "group:pair0"), ("b.mp4", "FAKE", "b.mp4", "part:3")) == ()

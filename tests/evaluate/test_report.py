@@ -52,6 +52,7 @@ def _report(videos: list[JudgedVideo]) -> Report:
             "videos": len(videos),
             "train_prior": PRIOR,
             "versions": {"torch": "1", "numpy": "2"},
+            "configuration": {"weights_sha256": "f" * 64, "faces": {"detector": "centerface"}, "train_config": {"learning_rate": 0.001}},
         },
         warnings=("GENERATED CORPUS: says nothing about real fakes",),
         video=level,
@@ -116,6 +117,9 @@ def test_markdown_names_denominators_failures_and_mistakes(report: Report) -> No
     assert "7 videos: 3 real, 4 fake" in text
     assert "| recall of reals | 0.3333 |" in text  # the one without a face counts as fake
     assert "| 3 real videos |" in text
+    assert "## Configuration" in text
+    assert "| faces detector | centerface |" in text
+    assert "| train config learning rate | 0.001 |" in text
     assert "| c/fade1.mp4 | FAKE | poison | decode: killed \\| twice |" in text
     assert "| c/fake2.mp4 | FAKE | swap | 0.2000 | 4 of 4 |" in text
     widths = {line.count(" | ") for line in text.split("## By video")[1].split("Intervals")[0].splitlines() if line.startswith("|")}

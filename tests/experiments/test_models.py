@@ -93,6 +93,36 @@ def test_cost_of_a_video() -> None:
     assert macs_a_video(mean, config) == macs_a_video(frames, config) + macs_a_video(differences, config)
 
 
+def test_an_addition_is_held_against_what_it_was_added_to() -> None:
+    """By the difference on the same videos; where groups give no interval, that over families is shown, and an unknown one as unknown."""
+    names = ("framediff_frames", "framediff_only", "framediff_only-stabilised")
+    lines = []
+    for task, shift in zip(_tasks(replace(CONFIG, detectors=names)), (0.0, 0.3, 0.3), strict=True):
+        videos = [
+            {
+                "video_id": f"{n}{label}",
+                "group_id": str(n),
+                "label": label,
+                "method": None,
+                "counted_as": n / 60 + (label == "FAKE") * shift,
+            }
+            for n in range(30)
+            for label in ("REAL", "FAKE")
+        ]
+        level = _level(0.5 + shift) | {"intervals": {"auc": None}, "by_family": {"auc": {"low": 0.4, "high": 0.9}}}
+        report = {"video": level, "protocol": dict.fromkeys(("split_rule", "checkpoint_rule", "data_hash"), "x"), "warnings": []}
+        trained = {
+            "history": [{"images_per_s": 2.0, "seconds": 90.0}],
+            "train_config": {"weights": "none", "model": task.detectors[0].model},
+        }
+        lines.append(models_table.Line(task=task, report=report | {"videos": videos}, trained=trained, parameters=1, macs=2e9))
+    text = models_table.markdown(CONFIG, lines, {})
+    only = next(line for line in text.splitlines() if line.startswith("| framediff_only | framediff_frames |"))
+    assert only.startswith("| framediff_only | framediff_frames | +0.300 (+0.")
+    assert "| framediff_only-stabilised | framediff_only | +0.000 (+0.000 to +0.000) |" in text
+    assert "| framediff_only | 0.800 | 0.400-0.900 | 0.500 |" in text
+
+
 def _level(auc: float | None) -> dict[str, Any]:
     metrics = {"auc": auc, "log_loss": 0.5, "accuracy": 0.8, "recall_real": 0.6, "recall_fake": 0.9, "n": 10, "reals": 2, "fakes": 8}
     interval = None if auc is None else {"low": auc - 0.1, "high": auc + 0.1}
@@ -107,13 +137,14 @@ def test_the_table_and_the_plot() -> None:
             "history": [{"images_per_s": 2.0, "seconds": 90.0}, {"images_per_s": 3.0, "seconds": 90.0}],
             "train_config": {"weights": "none", "model": task.name},
         }
-        videos = [{"label": "REAL", "method": None, "counted_as": 0.4}, {"label": "FAKE", "method": "swap", "counted_as": 0.6}]
-        videos += [{"label": "FAKE", "method": "sound", "counted_as": 0.4}, {"label": "FAKE", "method": "sound", "counted_as": 0.3}]
+        found = [("REAL", None, 0.4), ("FAKE", "swap", 0.6), ("FAKE", "sound", 0.4), ("FAKE", "sound", 0.3)]
+        videos = [{"label": label, "method": method, "counted_as": score} for label, method, score in found]
+        videos = [video | {"video_id": str(n), "group_id": str(n % 2)} for n, video in enumerate(videos)]
         report = {"video": _level(auc), "protocol": protocol, "warnings": [], "videos": videos}
         lines.append(models_table.Line(task=task, report=report, trained=trained, parameters=1000, macs=2e9))
     text = models_table.markdown(CONFIG, lines, {"meso4": "it did not fit"})
     resnet, r3d = (next(line for line in text.splitlines() if line.startswith(f"| {name} |")) for name in ("resnet34", "r3d_18"))
-    assert "| 0.750 (0.650-0.850) |" in resnet
+    assert "| 0.750 (0.650-0.850) | - | 0.500" in resnet
     assert resnet.endswith("| none | 1,000 | 2 | 3.0 | 3.0 |")
     assert r3d.endswith("| 24.0 | 3.0 |")  # 3 clips of 8 pictures
     assert "| r3d_18 | - |" in text

@@ -113,6 +113,13 @@ def test_what_cannot_be_read_is_refused_with_what_to_do(examiner: Examiner, fold
     assert str(tmp_path) not in str(refused.value)
 
 
+def test_a_still_picture_is_refused(examiner: Examiner, folder: Path, tmp_path: Path) -> None:
+    picture = upload(folder, tmp_path, "face.mp4")
+    Image.new("RGB", (64, 64), "gray").save(picture, "PNG")
+    with pytest.raises(Refused, match="single picture"):
+        examiner(picture, "a.mp4", lambda *_: None)
+
+
 def test_a_long_video_is_refused_before_it_is_decoded(best: Path, folder: Path, tmp_path: Path) -> None:
     scorer, _, settings = load_predictor(str(best), frames=8)
     examiner = Examiner(scorer, settings, timeout_s=60, memory_bytes=4 << 30, longest_s=1)

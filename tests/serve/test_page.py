@@ -76,6 +76,8 @@ def test_from_a_file_to_the_evidence(page: Page, folder: Path) -> None:
     expect(page.locator(".meaning")).to_contain_text("not calibrated")
     assert page.locator("#news").inner_text().startswith("face.mp4: ")
     expect(page.locator(".faceless")).to_contain_text("No face was found in")
+    page.locator(".missed button").last.click()
+    page.wait_for_function("document.querySelector('video').currentTime > 0")
 
     page.wait_for_function("document.querySelector('video').readyState >= 2")  # of the browser's own copy
     assert page.locator("video").evaluate("video => video.src").startswith("blob:")

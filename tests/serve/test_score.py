@@ -139,6 +139,14 @@ def test_faces_of_another_version_are_refused(best: Path, tmp_path: Path) -> Non
         load_predictor(str(tmp_path / "old"), frames=2)
 
 
+def test_a_model_of_a_split_that_leaks_is_not_for_use(best: Path, tmp_path: Path) -> None:
+    loaded = checkpoint.load(str(best))
+    leaky = loaded.config["faces_config"] | {"regrouped_by": "frame"}
+    checkpoint.save(str(tmp_path / "leaky"), weights=loaded.weights, config=loaded.config | {"faces_config": leaky}, state=None)
+    with pytest.raises(UserError, match="split by frame, to show how such a split leaks"):
+        load_predictor(str(tmp_path / "leaky"), frames=2)
+
+
 def test_human_output(capsys: pytest.CaptureFixture[str], folder: Path, best: Path) -> None:
     code, out, _ = _run(capsys, folder / "face.mp4", "--checkpoint", best, "--frames", 8)
     assert code == 0

@@ -50,8 +50,11 @@ def test_frames_are_held_against_the_threshold_before_calibration() -> None:
 
 def test_the_frames_that_decided_are_named() -> None:
     lines = _shown(VIDEO).splitlines()
-    first = next(n for n, line in enumerate(lines) if "frames that decided" in line)
+    first = next(n for n, line in enumerate(lines) if "frames that spoke most for FAKE" in line)
     assert lines[first + 1].strip("│ ").split() == ["frame", "20,", "face", "0", "1.0", "s", "0.320"]
+    real = _shown(replace(VIDEO, verdict="REAL", unit="clips")).splitlines()
+    first = next(n for n, line in enumerate(real) if "clips that spoke most for REAL" in line)
+    assert float(real[first + 1].split()[-2]) < 0.32  # the lowest
     rows = [line for line in lines if line.strip("│ ").endswith(("decides", "too short to count"))]
     assert [row.strip("│ ")[0] for row in rows] == ["0", "2"]
 
@@ -62,6 +65,7 @@ def test_the_frames_that_decided_are_named() -> None:
 )
 def test_no_score_is_called_certain(score: float, words: str, share: str) -> None:
     said = replace(VIDEO, score=score)
+    assert show.shown(said) == {0.9999: ">0.999"}.get(score, f"{score:.3f}")
     assert words in show.sureness(said)
     assert f"that get this score, {share} are fake" in show.meaning(said)
 
