@@ -102,5 +102,7 @@ def test_cold_places_stay_as_they_are() -> None:
 
 
 def test_none_without_maps_or_pictures() -> None:
-    member = SimpleNamespace(name="av_sync", model=create_model("av_sync"), weight=1.0, clips=True, transform=transforms.recipe(32, "av_sync"))
+    member = SimpleNamespace(
+        name="av_sync", model=create_model("av_sync"), weight=1.0, clips=True, transform=transforms.recipe(32, "av_sync")
+    )
     assert heat_maps(SimpleNamespace(members=(member,), clips=True, device=torch.device("cpu")), [(b"",)]) is None

@@ -10,6 +10,7 @@ from typing import Any
 
 import cv2
 import pytest
+from helpers import preprocess_here
 from seen import HOSTILE, Seen
 
 from dfdc_ray import pages
@@ -176,6 +177,7 @@ def test_the_command_itself(tmp_path: Path) -> None:
     options = ["experiments", "models", "--corpus", str(tmp_path / "corpus"), "--out", str(tmp_path / "out"), *budget.split()]
     options += ["--detectors", "resnet34", "framediff_only"]
     command = [sys.executable, "-m", "dfdc_ray.cli", *options, "efficientnet_b4-siamese"]
+    preprocess_here(faces_of(ModelsConfig(corpus=(options[3],), out=options[5], clips=1, frames=2, real_multiplier=1)))  # found done
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=380, check=False)
     assert done.returncode == 1, done.stdout[-4000:] + done.stderr[-4000:]

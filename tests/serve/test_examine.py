@@ -92,7 +92,8 @@ def test_a_face_without_sound_is_not_said_to_be_absent() -> None:
     rows = [{"frame": frame, "time_s": frame / 25, "track_id": 0} for frame in (0, 50)]
     result = VideoResult({}, faces=rows, sampled=((0, 0.0), (50, 2.0), (100, 4.0)))
     evidence = Evidence(video=VideoScore(uri="a.mp4", status="ok", score=0.5), rows=tuple(rows[:1]), scores=(0.5,))
-    scorer = SimpleNamespace(config={"model": "av_sync", "files": {"model.safetensors": "0"}}, rule="mean", calibration=None, clips=True)
+    config = {"model": "av_sync", "files": {"model.safetensors": "0"}}
+    scorer = SimpleNamespace(config=config, members=(), rule="mean", calibration=None, clips=True)
     found = _document(scorer, SimpleNamespace(frames=16, clips=3), evidence, result, heat=set(), has_maps=False)
     assert [face["frame"] for face in found["faces"]] == [0]
     assert found["frames_without_face"] == [{"frame": 100, "time_s": 4.0}]

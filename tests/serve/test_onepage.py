@@ -127,7 +127,7 @@ def test_one_face_alone_and_no_calibration(scorer: Scorer, tmp_path: Path) -> No
     assert seen.all("circle", "cx") == ["0.0"]
 
 
-@pytest.mark.parametrize(("model", "heat"), [("r3d_18", True), ("framediff_only", False)])
+@pytest.mark.parametrize(("model", "heat"), [("r3d_18", True), ("av_sync", False)])
 def test_of_clips_a_few_frames_of_two(model: str, heat: bool, tmp_path: Path) -> None:
     scorer = _scorer(tmp_path, model)
     seen = Seen(page(_evidence(scorer), scorer, name="a.mp4"))
