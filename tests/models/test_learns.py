@@ -30,7 +30,7 @@ from dfdc_ray.train.loop import train_loop
 from dfdc_ray.train.plan import prepare
 from dfdc_ray.video.sound import RATE, WINDOW
 
-TRAIN, VALIDATION, TEST = 16, 2, 12  # families, of two persons each, with one real video and two fakes
+TRAIN, VALIDATION, TEST = 14, 2, 10  # families, of two persons each, with one real video and two fakes
 SPLIT = f"parts:0-{TRAIN - 1}/{TRAIN}-{TRAIN + VALIDATION - 1}/{TRAIN + VALIDATION}-{TRAIN + VALIDATION + TEST - 1}"
 CHANCE = 0.01  # how seldom scores that say nothing would part the two so well
 STRIDE = 2  # frames of a clip are every second one
@@ -55,10 +55,10 @@ WAYS = {
     "efficientnet_lite0": Way(epochs=2, weights="imagenet", batch=16, slow=False),
     "meso4": Way(epochs=8, objective="l2", batch=16),
     "mesoinception4": Way(epochs=8, objective="l2", batch=16),
-    "framediff_only": Way(epochs=6, slow=False),
+    "framediff_only": Way(epochs=6),
     "chroma": Way(epochs=20, fakes="colour", rate=3e-3, slow=False),
-    "mfcc_lstm": Way(epochs=60, fakes="sound", rate=1e-2, slow=False),
-    "av_sync": Way(epochs=12, fakes="sound", objective="sync", slow=False),
+    "mfcc_lstm": Way(epochs=60, fakes="sound", rate=1e-2),
+    "av_sync": Way(epochs=12, fakes="sound", objective="sync"),
 }
 OF_FRAMES, OF_CLIPS = Way(epochs=4, batch=16), Way(epochs=10)
 
