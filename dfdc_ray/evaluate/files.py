@@ -24,12 +24,12 @@ def write(report: Report, out: str, mistakes: Sequence[Mistake] = ()) -> None:
     mistakes: the worst, with their faces, for report.html.
     """
     storage.make_dirs(out)
-    pictures = _pictures(report)
+    pictures, by = _pictures(report), tables.slices(report)
     for name, picture in pictures.items():
         storage.write_bytes(storage.join(out, f"{name}.png"), picture)
     storage.write_bytes(storage.join(out, "scores.csv"), scores_csv(report).encode())
-    storage.write_bytes(storage.join(out, "report.md"), tables.markdown(report).encode())
-    storage.write_bytes(storage.join(out, "report.html"), page(report, pictures, mistakes, out=out))
+    storage.write_bytes(storage.join(out, "report.md"), tables.markdown(report, by).encode())
+    storage.write_bytes(storage.join(out, "report.html"), page(report, pictures, mistakes, by, out=out))
     storage.write_bytes(storage.join(out, "report.json"), (json.dumps(to_json(report), indent=2) + "\n").encode())
 
 

@@ -15,6 +15,7 @@ THRESHOLD = 0.5  # a score above it says fake
 LOG_LOSS_EPS = 1e-15  # Kaggle's LogLoss clips probabilities to [1e-15, 1 - 1e-15], so one certain mistake costs 34.54
 REPLICATES = 1000
 FEW_GROUPS = 20  # below it the percentile bootstrap over groups is known to be too narrow
+_CELLS = 2_000_000  # of replicates times items that are held at a time: some 100 MB
 _AT = {"recall_at_1": 0.01, "recall_at_5": 0.05, "recall_at_10": 0.1}  # false positives
 INTERVALS = ("accuracy", "balanced_accuracy", "recall_real", "recall_fake", "log_loss", "auc", "pr_auc", "eer", *_AT)
 _IN_NOTE = {"log_loss": "log loss", "auc": "ROC AUC"}
@@ -154,18 +155,22 @@ def _weighted_curves(scores: np.ndarray, labels: np.ndarray, group_of: np.ndarra
     ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # of each run of equal scores
     fake, group_of = labels[order] == 1, group_of[order]
     found = {name: np.full(len(weights), np.nan) for name in ("auc", "pr_auc", "eer", *_AT)}
-    for replicate, drawn in enumerate(weights):
-        each = drawn[group_of]
-        true, false = (np.concatenate([[0.0], np.cumsum(each * of)[ends]]) for of in (fake, ~fake))
-        if not (true[-1] and false[-1]):
-            continue
-        tpr, fpr = true / true[-1], false / false[-1]
+    at_a_time = max(1, _CELLS // len(scores))
+    for first in range(0, len(weights), at_a_time):
+        each = weights[first : first + at_a_time, group_of]
+        true, false = (np.pad(np.cumsum(each * of, axis=1)[:, ends], ((0, 0), (1, 0))) for of in (fake, ~fake))
+        both = (true[:, -1] > 0) & (false[:, -1] > 0)
+        true, false = true[both], false[both]
+        rows = first + np.flatnonzero(both)
+        tpr, fpr = true / true[:, -1:], false / false[:, -1:]
         precision = np.divide(true, true + false, out=np.zeros_like(true), where=true + false > 0)
-        nearest = np.argmin(np.abs(fpr - (1 - tpr)))
-        values = {"auc": np.trapezoid(tpr, fpr), "pr_auc": np.diff(tpr) @ precision[1:], "eer": (fpr[nearest] + 1 - tpr[nearest]) / 2}
-        values |= {name: tpr[np.searchsorted(fpr, share + 1e-9, "right") - 1] for name, share in _AT.items()}
-        for name, value in values.items():
-            found[name][replicate] = value
+        nearest = np.argmin(np.abs(fpr - (1 - tpr)), axis=1)[:, None]
+        found["auc"][rows] = np.trapezoid(tpr, fpr, axis=1)
+        found["pr_auc"][rows] = (np.diff(tpr, axis=1) * precision[:, 1:]).sum(1)
+        found["eer"][rows] = (np.take_along_axis(fpr, nearest, 1) + 1 - np.take_along_axis(tpr, nearest, 1))[:, 0] / 2
+        for name, share in _AT.items():
+            last = (fpr <= share + 1e-9).sum(1)[:, None] - 1
+            found[name][rows] = np.take_along_axis(tpr, last, 1)[:, 0]
     return found
 
 

@@ -9,10 +9,11 @@ from dfdc_ray.evaluate import tables
 from dfdc_ray.evaluate.metrics import THRESHOLD
 from dfdc_ray.evaluate.mistakes import Face, Mistake
 from dfdc_ray.evaluate.report import Report
+from dfdc_ray.pages import Section
 
 
-def page(report: Report, pictures: Mapping[str, bytes], mistakes: Sequence[Mistake], *, out: str) -> bytes:
-    """The whole page, to lie in `out`. pictures: PNGs by their names in tables.PICTURES."""
+def page(report: Report, pictures: Mapping[str, bytes], mistakes: Sequence[Mistake], by: Sequence[Section], *, out: str) -> bytes:
+    """The whole page, to lie in `out`. pictures: PNGs by their names in tables.PICTURES. by: tables.slices."""
     unscored, worst = tables.losses(report)
     return pages.render(
         "report.html",
@@ -22,7 +23,7 @@ def page(report: Report, pictures: Mapping[str, bytes], mistakes: Sequence[Mista
         tiles=_tiles(report),
         numbers=tables.numbers(report),
         pictures=[(pictures[name], title) for name, title in tables.PICTURES.items()],
-        slices=tables.slices(report),
+        slices=by,
         coverage=tables.coverage(report),
         unscored=unscored,
         worst=worst,

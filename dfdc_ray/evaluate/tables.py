@@ -88,13 +88,13 @@ def _level(level: Level, unit: str) -> Section:
     )
 
 
-def markdown(report: Report) -> str:
-    """The report for people: protocol, tables beside the baselines, what could not be scored, the worst mistakes."""
+def markdown(report: Report, by: Sequence[Section]) -> str:
+    """The report for people: protocol, tables beside the baselines, what could not be scored, the worst mistakes. by: `slices`."""
     pictures = [f"![{title}]({name}.png)" for name, title in PICTURES.items()]
     return pages.markdown(
         report.title,
         report.warnings,
-        [*numbers(report), *slices(report), *pictures, coverage(report), *losses(report), configuration(report)],
+        [*numbers(report), *by, *pictures, coverage(report), *losses(report), configuration(report)],
     )
 
 

@@ -11,13 +11,14 @@ import pytest
 from rich.console import Console
 from seen import HOSTILE, TURNED, Seen
 
+from dfdc_ray.evaluate import tables
 from dfdc_ray.evaluate.duplicates import Pair
 from dfdc_ray.evaluate.files import scores_csv, write
 from dfdc_ray.evaluate.heat import Shown, _small
 from dfdc_ray.evaluate.metrics import Interval, Metrics, judge
 from dfdc_ray.evaluate.mistakes import Face, Mistake
 from dfdc_ray.evaluate.report import WORST, JudgedVideo, Report, Robustness
-from dfdc_ray.evaluate.tables import markdown, show
+from dfdc_ray.evaluate.tables import show
 from dfdc_ray.pages import MOST_ROWS
 
 PRIOR = 0.75
@@ -66,6 +67,10 @@ def _report(videos: list[JudgedVideo]) -> Report:
         robustness=(),
         near_duplicates=None,
     )
+
+
+def markdown(report: Report) -> str:
+    return tables.markdown(report, tables.slices(report))
 
 
 @pytest.fixture
