@@ -36,6 +36,7 @@ def test_the_frames_are_those_that_preprocessing_takes(small_corpus: Path, tmp_p
             assert [row["frame"] for row in video.faces] == given.wanted[video.ledger["video_id"]]
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(240)
 def test_all_ways_under_one_roof(small_corpus: Path, tmp_path: Path) -> None:

@@ -70,6 +70,7 @@ def test_what_the_figures_mean_for_a_cluster():
     assert bench.meaning(known)[-1] == "The driver is full at 4,000 cores."
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 @pytest.mark.timeout(240)
 def test_a_run_is_a_whole_output_and_says_what_it_cost(index_file, tmp_path):

@@ -122,13 +122,13 @@ def test_a_damaged_shard_that_ray_data_meets_is_named(tmp_path: Path, monkeypatc
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
-    """Killed after the first checkpoint within an epoch: Ray starts another, which goes on from there to the end."""
+    """Killed after the first checkpoint within an epoch, fed by Ray Data: Ray starts another, which goes on from there to the end."""
     import psutil
 
     from dfdc_ray.train.run import train
 
     write_face_shards(tmp_path / "faces", families=5)
-    config = _config(tmp_path, epochs=3, batch_size=6, checkpoint_minutes=1e-9)
+    config = _config(tmp_path, epochs=3, batch_size=6, checkpoint_minutes=1e-9, ingest_actors=1)
     killed: list[int] = []
 
     def kill() -> None:
@@ -152,12 +152,12 @@ def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
 
 
 def test_what_a_person_must_put_right_is_not_tried_again(tmp_path: Path) -> None:
-    """A learning rate at which training diverges: said once, not after every one of the tries that crashes get. Fed by Ray Data."""
+    """A learning rate at which training diverges: said once, not after every one of the tries that crashes get."""
     from dfdc_ray.train.run import train
 
     write_face_shards(tmp_path / "faces", families=5)
     with pytest.raises(UserError, match="Training diverged"):
-        train(_config(tmp_path, learning_rate=1e30, ingest_actors=1))
+        train(_config(tmp_path, learning_rate=1e30))
     assert not (tmp_path / "out" / "best").exists()
     attempts = list((tmp_path / "out" / "tensorboard").glob("**/events*"))
     assert len(attempts) == 1
