@@ -7,10 +7,12 @@ from fastapi import APIRouter, HTTPException, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
 
 from dfdc_ray.serve.examine import Finding
 from dfdc_ray.serve.jobs import Busy, Jobs, Look, State, TooLarge
 from dfdc_ray.serve.receive import FIELD, OVERHEAD, BadForm, Stalled, receive_file
+from dfdc_ray.serve.result import Result
 
 RETRY_AFTER_S = 30  # where the queue is full
 # Pages in one file have their style within them, and no script.
@@ -37,7 +39,7 @@ class Status(BaseModel):
     stage: str | None = Field(description="While working: read, faces (decoding and looking for faces), score, or heat (heat maps).")
     share: float | None = Field(description="While working: how much of the stage is done, 0 to 1, where that is known.")
     message: str | None = Field(description="When failed: what was wrong with the file, and what to do.")
-    result: dict[str, Any] | None = Field(description="When done: what result.json says.")
+    result: Result | None = Field(description="When done: what result.json says.")
     expires_in_s: float | None = Field(description="When done or failed: seconds until it is forgotten; sooner where many others follow.")
 
 
@@ -107,21 +109,22 @@ def videos(jobs: Jobs[Finding]) -> APIRouter:
             raise HTTPException(507, "The server has no room for the video. Try again later.") from error
         return Accepted(id=job_id, url=f"/api/videos/{job_id}")
 
-    @router.get("/api/videos/{job_id}", responses=_NOT_FOUND, summary="Ask how far a video is")
-    async def status(job_id: Id) -> Status:
+    @router.get("/api/videos/{job_id}", response_model=Status, responses=_NOT_FOUND, summary="Ask how far a video is")
+    async def status(job_id: Id) -> JSONResponse:
         """Ask again every second or so, until the state is done or failed."""
         found = _look(jobs, job_id)
-        result = found.result.document if found.result is not None else None
-        return Status(
-            id=found.id,
-            name=found.name,
-            state=found.state,
-            position=found.position,
-            stage=found.stage,
-            share=found.share,
-            message=found.message,
-            result=result,
-            expires_in_s=found.expires_s,
+        return JSONResponse(
+            {
+                "id": found.id,
+                "name": found.name,
+                "state": found.state,
+                "position": found.position,
+                "stage": found.stage,
+                "share": found.share,
+                "message": found.message,
+                "result": found.result.document if found.result is not None else None,
+                "expires_in_s": found.expires_s,
+            }
         )
 
     @router.delete("/api/videos/{job_id}", status_code=204, responses=_NOT_FOUND, summary="Forget a video")
@@ -137,18 +140,18 @@ def evidence(jobs: Jobs[Finding], report: Callable[[Finding], bytes]) -> APIRout
     """What was found in videos that are done."""
     router = APIRouter(tags=["evidence"])
 
-    @router.get("/api/videos/{job_id}/result.json", responses=_NOT_FOUND, summary="The result as JSON")
-    async def result_json(job_id: Id) -> dict[str, Any]:
+    @router.get("/api/videos/{job_id}/result.json", response_model=Result, responses=_NOT_FOUND, summary="The result as JSON")
+    async def result_json(job_id: Id) -> JSONResponse:
         """What `dfdc-ray predict --json` says, and `faces`: one for each picture, by its number; `frames_without_face`; what it means."""
-        return _finding(jobs, job_id).document
+        return JSONResponse(_finding(jobs, job_id).document)
 
-    @router.get("/api/videos/{job_id}/report.html", response_class=Response, responses=_NOT_FOUND, summary="A report to print")
+    @router.get("/api/videos/{job_id}/report.html", response_class=Response, responses=_file("text/html"), summary="A report to print")
     async def report_html(job_id: Id) -> Response:
         """One page in one file, without scripts."""
         page = await run_in_threadpool(report, _finding(jobs, job_id))
         return Response(page, media_type=HTML, headers={"Content-Security-Policy": POLICY_OF_PAGES})
 
-    @router.get("/api/videos/{job_id}/faces/{n}.jpg", response_class=Response, responses=_NOT_FOUND, summary="A face")
+    @router.get("/api/videos/{job_id}/faces/{n}.jpg", response_class=Response, responses=_file("image/jpeg"), summary="A face")
     async def face(job_id: Id, n: Number) -> Response:
         """As it was cut out for the model; of a model that looks at clips, the first frame of the clip."""
         faces = _finding(jobs, job_id).faces
@@ -156,14 +159,14 @@ def evidence(jobs: Jobs[Finding], report: Callable[[Finding], bytes]) -> APIRout
             raise HTTPException(404, f"There are {len(faces)} faces.")
         return Response(faces[n], media_type="image/jpeg")
 
-    @router.get("/api/videos/{job_id}/heat/{n}.jpg", response_class=Response, responses=_NOT_FOUND, summary="A heat map")
+    @router.get("/api/videos/{job_id}/heat/{n}.jpg", response_class=Response, responses=_file("image/jpeg"), summary="A heat map")
     async def heat(job_id: Id, n: Number) -> Response:
         """The face with the places that spoke for a fake (Grad-CAM): from violet to yellow."""
         if (picture := _finding(jobs, job_id).heat.get(n)) is None:
             raise HTTPException(404, "This face has no heat map.")
         return Response(picture, media_type="image/jpeg")
 
-    @router.get("/api/videos/{job_id}/maps.png", response_class=Response, responses=_NOT_FOUND, summary="Maps of the model")
+    @router.get("/api/videos/{job_id}/maps.png", response_class=Response, responses=_file("image/png"), summary="Maps of the model")
     async def own_maps(job_id: Id) -> Response:
         """What models show of themselves: attention, differences of frames, the motion of colour. Not every model does."""
         if (picture := _finding(jobs, job_id).maps) is None:
@@ -171,6 +174,10 @@ def evidence(jobs: Jobs[Finding], report: Callable[[Finding], bytes]) -> APIRout
         return Response(picture, media_type="image/png")
 
     return router
+
+
+def _file(kind: str) -> dict[int | str, dict[str, Any]]:
+    return {200: {"content": {kind: {"schema": {"type": "string", "format": "binary"}}}}} | _NOT_FOUND
 
 
 def _look(jobs: Jobs[Finding], job_id: str) -> Look[Finding]:

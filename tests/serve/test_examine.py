@@ -17,6 +17,7 @@ from dfdc_ray.preprocess.unit import VideoResult
 from dfdc_ray.serve.examine import Examiner, _document, _said, card
 from dfdc_ray.serve.jobs import Refused
 from dfdc_ray.serve.judge import Evidence, VideoScore
+from dfdc_ray.serve.result import Result
 from dfdc_ray.serve.score import load_predictor
 from dfdc_ray.train import checkpoint
 
@@ -42,6 +43,8 @@ def test_a_face_comes_with_its_evidence(examiner: Examiner, folder: Path, tmp_pa
     assert (shares[0], shares[-1]) == (0, 1)
     assert shares == sorted(shares)
     assert tmp_path.name not in json.dumps(found.document)
+    described = Result.model_validate(found.document)
+    assert json.loads(described.model_dump_json()) == json.loads(json.dumps(found.document))  # and nothing that is not described
     (video,) = found.document["videos"]
     assert (video["uri"], video["status"], video["frames_sampled"]) == ("my clip.mp4", "ok", 8)
     faces, without = found.document["faces"], found.document["frames_without_face"]
