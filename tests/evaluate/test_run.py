@@ -324,7 +324,7 @@ def test_clips_are_counted_as_such(faces: Path, best: Path, tmp_path: Path) -> N
     of_clips = _written(tmp_path / "clips", rows, clips)
     config = json.loads((best / "config.json").read_text()) | {"validation_groups": ["c/part:6"], "versions": {}}
     torch.manual_seed(0)
-    for name, model, settings in (("space", "efficientnet_lite0", SETTINGS), ("time", "r3d_18", clips)):
+    for name, model, settings in (("space", "efficientnet_lite0", SETTINGS), ("time", "chroma", clips)):
         changed = config | {"model": model, "transform": transforms.recipe(32, model), "faces_config": asdict(settings)}
         checkpoint.save(str(tmp_path / name), weights=create_model(model).state_dict(), config=changed, state=None)
     for number, given in enumerate((["time"], ["space", "time"], ["time", "space"])):
@@ -340,7 +340,7 @@ def test_clips_are_counted_as_such(faces: Path, best: Path, tmp_path: Path) -> N
         assert (report["protocol"]["clips_per_video"], report["protocol"]["frames_per_clip"]) == (2, 2)
         assert report["protocol"]["frames_used"] == "core clips only, each of 2 frames and counted as one"
         assert not any("another way" in warning for warning in report["warnings"])
-    assert report["protocol"]["model"] == "mean of logits of r3d_18, efficientnet_lite0"
+    assert report["protocol"]["model"] == "mean of logits of chroma, efficientnet_lite0"
 
     combine(CombineConfig(checkpoint=checkpoints, out=str(tmp_path / "both"), faces=str(of_clips), by="logistic"))
     longer = _changed(tmp_path / "time", tmp_path / "longer", faces_config=asdict(replace(clips, frames=4)))
