@@ -113,7 +113,7 @@ def _sections(config: ModelsConfig, lines: Sequence[Line], failed: Mapping[str, 
         report = lines[0].report
         m, protocol = report["video"]["metrics"], report["protocol"]
         faces = (
-            f"{config.clips} clips of {config.frames} frames a video, every {config.stride}. frame of it"
+            f"{config.clips} clip{'s' if config.clips > 1 else ''} of {config.frames} frames a video, every {config.stride}. frame of it"
             if config.sampling == "clips"
             else f"{config.frames} frames a video, evenly spread"
         )
@@ -123,7 +123,7 @@ def _sections(config: ModelsConfig, lines: Sequence[Line], failed: Mapping[str, 
             f"{report['video']['groups']} groups; {protocol['split_rule']}), by which nothing was chosen: each checkpoint is that with the "
             f"{protocol['checkpoint_rule']}, a logistic combination is fitted on validation. Videos without a score count at the training "
             f"prior. Faces: {faces}, real videos up to {config.real_multiplier} times that in training, as far as they are long enough; "
-            f"classes balanced by `{config.balance}`; {config.image_size} pixels (MesoNet 256). The budget of each: {config.epochs} epochs "
+            f"classes balanced by drawing ({config.balance}); {config.image_size} pixels (MesoNet 256). The budget of each: {config.epochs} epochs "
             f"over the same pictures, batch {config.batch_size} (a clip counts as its frames, and two are the least), learning rate "
             f"{config.learning_rate:g}, seed {config.seed}; nothing was tuned for any of them, and scores are not calibrated. Data hash "
             f"{protocol['data_hash'][:12]}. Intervals: {note}; over families, where groups are made of those, as if no person were in two "
