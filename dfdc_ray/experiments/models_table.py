@@ -123,11 +123,11 @@ def _sections(config: ModelsConfig, lines: Sequence[Line], failed: Mapping[str, 
             f"{report['video']['groups']} groups; {protocol['split_rule']}), by which nothing was chosen: each checkpoint is that with the "
             f"{protocol['checkpoint_rule']}, a logistic combination is fitted on validation. Videos without a score count at the training "
             f"prior. Faces: {faces}, real videos up to {config.real_multiplier} times that in training, as far as they are long enough; "
-            f"classes balanced by drawing ({config.balance}); {config.image_size} pixels (MesoNet 256). The budget of each: {config.epochs} epochs "
-            f"over the same pictures, batch {config.batch_size} (a clip counts as its frames, and two are the least), learning rate "
-            f"{config.learning_rate:g}, seed {config.seed}; nothing was tuned for any of them, and scores are not calibrated. Data hash "
-            f"{protocol['data_hash'][:12]}. Intervals: {note}; over families, where groups are made of those, as if no person were in two "
-            "of them."
+            f"classes balanced by drawing ({config.balance}); {config.image_size} pixels (MesoNet 256). The budget of each: "
+            f"{config.epochs} epochs over the same pictures, batch {config.batch_size} (a clip counts as its frames, and two are the "
+            f"least), learning rate {config.learning_rate:g}, seed {config.seed}; nothing was tuned for any of them, and scores are not "
+            f"calibrated. Data hash {protocol['data_hash'][:12]}. Intervals: {note}; over families, where groups are made of those, as if "
+            "no person were in two of them."
         )
         cost = f"Pictures a second and minutes are on {_machine(config)}; GMACs (multiply-adds in billions) are for a video with one face."
         sections.append(Section("The lines", [how, Table(_HEAD, _rows(lines, config)), cost, *_differences(lines), *_by_method(lines)]))
