@@ -145,7 +145,16 @@ def way_of(name: str) -> Way:
     return WAYS.get(name, OF_CLIPS if takes_clips(name) else OF_FRAMES)
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] if way_of(name).slow else []) for name in NAMES])
+def marks(name: str) -> list[pytest.MarkDecorator]:
+    found = [pytest.mark.slow] if way_of(name).slow else []
+    if name == "mfcc_lstm":
+        found.append(
+            pytest.mark.xfail(reason="it learns lips and sound only where nothing else is drawn (test_audiovisual.py, docs/models.md)")
+        )
+    return found
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in NAMES])
 @pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")  # torchvision's own v2.JPEG
 def test_beats_chance(name: str, folder: str, tmp_path: Path) -> None:
