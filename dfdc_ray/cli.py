@@ -19,6 +19,7 @@ from rich.markup import escape
 from dfdc_ray import config
 from dfdc_ray.bench import config as bench
 from dfdc_ray.console import console, errors
+from dfdc_ray.demo import config as drawn
 from dfdc_ray.errors import StorageError, UserError
 from dfdc_ray.experiments import config as experiments
 
@@ -39,8 +40,8 @@ COMMANDS: dict[str, tuple[type, str]] = {
     "experiments report": (experiments.ExperimentsConfig, "dfdc_ray.experiments.run:report"),
     "experiments models": (experiments.ModelsConfig, "dfdc_ray.experiments.run:models"),
     "experiments bonettini": (experiments.BonettiniConfig, "dfdc_ray.experiments.run:models"),
-    "demo": (config.DemoConfig, "dfdc_ray.demo.run:demo"),
-    "demo-corpus": (config.DemoCorpusConfig, "dfdc_ray.demo.corpus:demo_corpus"),
+    "demo": (drawn.DemoConfig, "dfdc_ray.demo.run:demo"),
+    "demo-corpus": (drawn.DemoCorpusConfig, "dfdc_ray.demo.corpus:demo_corpus"),
     "doctor": (config.DoctorConfig, "dfdc_ray.doctor:doctor"),
     "bench detectors": (bench.BenchDetectorsConfig, "dfdc_ray.bench.detectors:detectors"),
     "bench preprocess": (bench.BenchPreprocessConfig, "dfdc_ray.bench.preprocess:preprocess"),

@@ -9,7 +9,6 @@ SamplingMethod = Literal["spread", "centre", "per_second", "clips"]
 Balance = Literal["frames", "sample", "groups", "none"]
 Objective = Literal["bce", "l2", "triplet", "sync"]
 Judged = Literal["train", "validation", "test", "all"]
-DrawnFakes = Literal["swap", "colour", "sound"]
 Uris = Annotated[tuple[str, ...], tyro.conf.arg(metavar="URI ...")]
 DetectorName = Literal["centerface", "ssd", "ssd-stock", "opencv"]
 
@@ -320,34 +319,6 @@ class ServeConfig:
     """A video whose decoding takes longer is stopped, tried once more, then refused."""
     video_memory_mb: int = 4096
     """Memory that the process decoding a video may allocate, in MiB."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoCorpusConfig:
-    """Generate a corpus of drawn heads and fakes of them.
-
-    In DFDC's own form. Says nothing about real fakes.
-    """
-
-    out: str
-    """Folder for dfdc_train_part_NN.zip and test_videos/."""
-    families: int = 48
-    """Real videos; each has about four fakes."""
-    seed: int = 0
-    fakes: DrawnFakes = "swap"
-    """swap: another face in the picture; colour: the same face with patches of colour that come and go, all videos under a lamp whose
-    colour drifts; sound: the picture untouched, its sound shifted in time or of other words in the same voice.
-    """
-
-
-@dataclass(frozen=True, kw_only=True)
-class DemoConfig:
-    """The whole way in miniature, on a generated corpus.
-
-    Generate, index, preprocess, train, evaluate and score an unseen video.
-    """
-
-    out: str = "out/demo"
 
 
 @dataclass(frozen=True, kw_only=True)

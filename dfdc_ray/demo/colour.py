@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from dfdc_ray.demo.identity import CENTRE, Image, smooth_noise
+from dfdc_ray.demo.identity import CENTRE, INNER, Image, smooth_noise
 from dfdc_ray.demo.scene import FPS, HEIGHT, WIDTH, Scene
 
 _LAMP = 0.06  # of red, and as much less of blue, by which the lamp's colour drifts
@@ -31,7 +31,7 @@ def splotched(frames: Sequence[Image], scene: Scene, rng: np.random.Generator) -
     patterns = [smooth_noise(rng, (_GRAIN, _GRAIN), 7, 7) for _ in range(_PATCHES)]
     pace = [_wander(rng, len(frames), (0.8, 2.5)) for _ in range(_PATCHES)]
     i = scene.identity
-    half = np.array((0.78 * i.half_width, 0.66 * i.half_height))
+    half = np.array((INNER[0] * i.half_width, INNER[1] * i.half_height))
     grid = (np.mgrid[:_GRAIN, :_GRAIN].astype(np.float32) - _GRAIN / 2) / (_GRAIN / 2)
     inside = np.clip(3 * (1 - np.hypot(*grid)), 0, 1)  # soft at its edge
     onto_head = np.array(((2 * half[0] / _GRAIN, 0, CENTRE[0] - half[0]), (0, 2 * half[1] / _GRAIN, CENTRE[1] - half[1]), (0, 0, 1)))

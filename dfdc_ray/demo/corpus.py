@@ -21,9 +21,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from dfdc_ray.config import DemoCorpusConfig, DrawnFakes
 from dfdc_ray.console import Work, console
 from dfdc_ray.demo.colour import splotched, under_a_lamp
+from dfdc_ray.demo.config import DemoCorpusConfig, DrawnFakes
 from dfdc_ray.demo.encode import deliver, encode_mp4, make_delivery
 from dfdc_ray.demo.identity import Identity, Image, make_identity, stream
 from dfdc_ray.demo.scene import FPS, Scene, make_scene, record

@@ -15,6 +15,7 @@ Colour = tuple[float, float, float]  # RGB, 0-255
 
 CANVAS_WIDTH, CANVAS_HEIGHT = 448, 576
 CENTRE = (224.0, 292.0)  # of the face on the canvas
+INNER = (0.78, 0.66)  # half-axes of the inner face, as shares of the face's
 
 SKIN: Array = np.array([(238, 206, 188), (224, 182, 156), (202, 152, 120), (170, 118, 86), (128, 84, 60), (92, 62, 47)], np.float32)
 HAIR: tuple[Colour, ...] = ((28, 22, 20), (52, 36, 26), (88, 58, 36), (130, 92, 56), (186, 150, 98), (142, 68, 38), (150, 146, 142))

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from rich.table import Table
 
-from dfdc_ray.config import DemoConfig, DemoCorpusConfig, EvaluateConfig, IndexConfig, PredictConfig, PreprocessConfig, TrainConfig
+from dfdc_ray.config import EvaluateConfig, IndexConfig, PredictConfig, PreprocessConfig, TrainConfig
 from dfdc_ray.console import console, duration
 from dfdc_ray.corpus.index import index
+from dfdc_ray.demo.config import DemoConfig, DemoCorpusConfig
 from dfdc_ray.demo.corpus import demo_corpus, demo_split
 from dfdc_ray.evaluate.run import evaluate
 from dfdc_ray.preprocess.run import preprocess

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dfdc_ray.demo.heads import SHIFT, HeadPainter
-from dfdc_ray.demo.identity import Identity, Image, locate
+from dfdc_ray.demo.identity import INNER, Identity, Image, locate
 from dfdc_ray.demo.scene import HEIGHT, WIDTH, Scene, expose
 
 Matrix = npt.NDArray[np.float64]
@@ -109,7 +109,7 @@ def _blend(frame: Image, n: int, scene: Scene, donor: DonorFace, *, traces: Trac
     brightness = np.float32(1 + rng.normal(0, traces.flicker))
     scale = float(np.hypot(*matrix[:, 0]))
     centre = matrix @ (*locate(target, scene.turn, 0, 0.2), 1) + traces.offset + tremble
-    axes = traces.size * scale * np.array((0.78 * target.half_width, 0.66 * target.half_height))
+    axes = traces.size * scale * np.array((INNER[0] * target.half_width, INNER[1] * target.half_height))
     reach = axes + 3 * traces.softness + 4
     left, top = np.maximum(np.floor(centre - reach).astype(int), 0)
     right, bottom = np.minimum(np.ceil(centre + reach).astype(int), (WIDTH, HEIGHT))

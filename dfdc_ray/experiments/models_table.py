@@ -12,10 +12,10 @@ from rich.table import Table as ConsoleTable
 
 from dfdc_ray import __version__, pages
 from dfdc_ray.evaluate import plots
-from dfdc_ray.evaluate.metrics import binary_metrics, change_of_auc
+from dfdc_ray.evaluate.metrics import binary_metrics
 from dfdc_ray.experiments.config import ModelsConfig
 from dfdc_ray.experiments.models import Task
-from dfdc_ray.experiments.table import Curves, reports
+from dfdc_ray.experiments.table import Curves, difference, reports
 from dfdc_ray.models import takes_clips
 from dfdc_ray.pages import Section, Table
 
@@ -180,11 +180,7 @@ def _differences(lines: Sequence[Line]) -> list[str | Table]:
         beside = there.get(_without(line, there))
         if beside is None:
             continue
-        one, other = ({v["video_id"]: v for v in each.report["videos"]} for each in (beside, line))
-        videos = sorted(one)
-        labels = np.array([one[v]["label"] == "FAKE" for v in videos], dtype=np.int64)
-        before, after = (np.array([of[v]["counted_as"] for v in videos]) for of in (one, other))
-        found = change_of_auc(before, after, labels, np.array([one[v]["group_id"] for v in videos]))
+        found = difference(line.report, beside.report)
         between = f" ({found.low:+.3f} to {found.high:+.3f})" if found else ""
         rows.append([name, beside.task.name, f"{(line.auc or 0.0) - (beside.auc or 0.0):+.3f}{between}"])
     if not rows:

@@ -11,7 +11,7 @@ from rich.table import Table as ConsoleTable
 
 from dfdc_ray import __version__, pages, storage
 from dfdc_ray.corpus.splits import only_family
-from dfdc_ray.evaluate.metrics import FEW_GROUPS, change_of_auc
+from dfdc_ray.evaluate.metrics import FEW_GROUPS, Interval, change_of_auc
 from dfdc_ray.evaluate.page import link
 from dfdc_ray.evaluate.tables import PICTURES
 from dfdc_ray.experiments.cells import CENTRE_NAME, IMPROVED_NAME, MAJORITY, SECONDS_NAME, Cell
@@ -237,18 +237,22 @@ def _compared(one: str, a: Line, other: str, b: Line, metric: str) -> str:
     return f"{one} and {other}: {name} {x:.4f} and {y:.4f}, {verdict}."
 
 
+def difference(report: Mapping[str, Any], beside: Mapping[str, Any]) -> Interval | None:
+    """95 % interval of how much higher the video AUC of one report.json is than that of another of the same videos."""
+    one, other = ({v["video_id"]: v for v in each["videos"]} for each in (beside, report))
+    videos = sorted(one)
+    labels = np.array([one[v]["label"] == "FAKE" for v in videos], dtype=np.int64)
+    before, after = (np.array([of[v]["counted_as"] for v in videos]) for of in (one, other))
+    return change_of_auc(before, after, labels, np.array([one[v]["group_id"] for v in videos]))
+
+
 def _on_the_same(one: str, a: Line, other: str, b: Line) -> str:
     """Two lines that judge the same videos: their difference has an interval of its own, narrower than theirs let one think."""
     x, y = (line.report["video"]["metrics"]["auc"] for line in (a, b))
     if x is None or y is None:
         return f"{one} and {other} cannot be compared by video AUC: it is not defined for both."
-    theirs, ours = ({v["video_id"]: v for v in line.report["videos"]} for line in (b, a))
-    videos = sorted(ours)
-    labels = np.array([ours[v]["label"] == "FAKE" for v in videos], dtype=np.int64)
-    groups = np.array([ours[v]["group_id"] for v in videos])
-    before, after = (np.array([of[v]["counted_as"] for v in videos]) for of in (theirs, ours))
-    found = change_of_auc(before, after, labels, groups)
-    said = f"{one} and {other}: video AUC {x:.4f} and {y:.4f} on the same {len(videos)} videos"
+    found = difference(a.report, b.report)
+    said = f"{one} and {other}: video AUC {x:.4f} and {y:.4f} on the same {len(a.report['videos'])} videos"
     if found is None:
         return f"{said}, without an interval to judge by."
     verdict = "holds 0: no difference can be claimed" if found.low <= 0 <= found.high else "does not hold 0"

@@ -2,6 +2,7 @@
 there is a run to go on with. Everything that a person must put right is said here."""
 
 import dataclasses
+import itertools
 from dataclasses import dataclass, replace
 from typing import Any, get_args
 
@@ -31,6 +32,7 @@ MAY_CHANGE = {"faces", "out", "workers", "gpu", "cpus_per_worker", "loader_worke
 
 ONE_PLACE = 32  # pixels a side, of which networks that halve it five times leave one
 _FITTED, _AT_A_TIME = 256, 8  # clips that a model's `fit` sees, and of which pictures are in memory
+_RECORDED = {"groups": "group_id", "families": "family_id"}  # what a checkpoint says that it has seen, and the column
 _TRIPLET = 8  # samples, so that nearly every batch has two of one class and one of the other
 _WAYS: dict[Balance, str] = {
     "frames": "every face, also the extra ones of reals",
@@ -104,7 +106,7 @@ def prepare(config: TrainConfig) -> Plan:
     if saved:
         _check_same(config, manifest.data_hash, saved.config)
     train = used["train"]
-    before = saved.config if saved else _seen_before(config, {split: _distinct(part, "group_id") for split, part in used.items()})
+    before = saved.config if saved else _seen_before(config, used)
     return Plan(
         train=replace(train, table=train.table.select(["group", "row", "label", "group_id"])),  # workers get a copy each
         fake=self_blend_of(train, config.self_blend) if config.self_blend else None,
@@ -288,13 +290,13 @@ def _seen(used: dict[Split, RowTable], before: dict[str, Any]) -> dict[str, list
     """`Plan.seen`: these rows', and what an earlier record says."""
     record = {}
     for split in ("train", "validation"):
-        for name, column in (("groups", "group_id"), ("families", "family_id")):
+        for name, column in _RECORDED.items():
             key = f"{split}_{name}"
             record[key] = sorted(_distinct(used[split], column) | set(before.get(key, ())))
     return record
 
 
-def _seen_before(config: TrainConfig, groups: dict[Split, set[str]]) -> dict[str, Any]:
+def _seen_before(config: TrainConfig, used: dict[Split, RowTable]) -> dict[str, Any]:
     """What --weights says that it was trained on, and chosen by, where it comes from a training of ours.
 
     UserError if one of them is in validation or test here, or one that it was chosen by in test: what is measured on them would not be of
@@ -306,15 +308,16 @@ def _seen_before(config: TrainConfig, groups: dict[Split, set[str]]) -> dict[str
         earlier = checkpoint.seen_by(config.weights)
     except FileNotFoundError:
         return {}  # _initial_weights says so
-    trained, chosen = set(earlier.get("train_groups", ())), set(earlier.get("validation_groups", ()))
-    for split, seen, how in (("validation", trained, "trained on"), ("test", trained, "trained on"), ("test", chosen, "chosen by")):
-        if again := sorted(seen & groups[split]):  # type: ignore[index]
-            raise UserError(
-                f"--weights {config.weights} was {how} {len(again)} of the groups that --split {config.split} puts into {split}, "
-                f"such as {again[0]}: what is measured there would be worth nothing. Give the split of its training "
-                f"({earlier['split']}), or other weights."
-            )
-    if trained and not trained & set().union(*groups.values()):
+    for (name, column), (record, how) in itertools.product(_RECORDED.items(), (("train", "trained on"), ("validation", "chosen by"))):
+        for split in ("validation", "test") if record == "train" else ("test",):
+            if again := sorted(set(earlier.get(f"{record}_{name}", ())) & _distinct(used[split], column)):
+                raise UserError(
+                    f"--weights {config.weights} was {how} {len(again)} of the {name} that --split {config.split} puts into {split}, "
+                    f"such as {again[0]}: what is measured there would be worth nothing. Give the split of its training "
+                    f"({earlier['split']}), or other weights."
+                )
+    trained = set(earlier.get("train_groups", ()))
+    if trained and not any(trained & _distinct(part, "group_id") for part in used.values()):
         console.print(
             f"[yellow]--weights {config.weights} was trained on groups of other names than these: whether they are other people cannot be "
             "checked.[/]",

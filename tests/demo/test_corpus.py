@@ -17,7 +17,7 @@ from sklearn.model_selection import GroupKFold, cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from dfdc_ray.config import DemoCorpusConfig
+from dfdc_ray.demo.config import DemoCorpusConfig
 from dfdc_ray.demo.corpus import (
     COLOUR_FAKE,
     DEMO_SPLIT,
