@@ -244,6 +244,12 @@ def test_weights_of_an_earlier_training_bring_along_what_it_saw(
     assert len(prepare(replace(further, weights=str(tmp_path / "others.safetensors"))).seen["train_groups"]) == 7
     assert "cannot be checked" in capsys.readouterr().out
 
+    known = checkpoint.load(f"{earlier.out}/best").config["validation_families"]
+    renamed = json.dumps({"train_groups": ["others/part-0"], "train_families": known[:1], "split": "hash:0"})
+    save_file(load_file(copy), tmp_path / "renamed.safetensors", {"dfdc_ray": renamed})
+    with pytest.raises(UserError, match=r"trained on 1 of the families .* into validation"):  # the same videos under other groups
+        prepare(replace(further, weights=str(tmp_path / "renamed.safetensors")))
+
     fewer = replace(further, groups=3)
     train_loop(fewer, prepare(fewer))
     saved = checkpoint.load(f"{fewer.out}/best").config
