@@ -114,7 +114,8 @@ dfdc-ray predict clip.mp4 --checkpoint /data/run/best --report /data/pages""",
 dfdc-ray serve --checkpoint /data/run/best
 dfdc-ray serve --checkpoint /data/run/best --port 8080 --max-mb 500""",
     "experiments report": """
-dfdc-ray experiments report --corpus /data/sample --out /data/experiments""",
+dfdc-ray experiments report --corpus /data/sample --out /data/experiments
+dfdc-ray experiments report --faces /data/faces --out /data/experiments""",
     "experiments models": """
 dfdc-ray experiments models --corpus /data/sample --out /data/models
 dfdc-ray experiments models --corpus /data/dfdc --out /data/models --gpu \\

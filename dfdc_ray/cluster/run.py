@@ -46,7 +46,7 @@ def connect() -> None:
             address="local",
             num_cpus=cores() + 1,
             include_dashboard=False,
-            object_store_memory=256 * 2**20,  # only the batches of --ingest-actors pass through it, which is for clusters
+            object_store_memory=256 * 2**20,  # for first weights and, on clusters, the batches of --ingest-actors
             logging_level=logging.WARNING,
             _system_config={"task_events_report_interval_ms": 0, "enable_metrics_collection": False},  # for a dashboard: 2 % of a core
         )

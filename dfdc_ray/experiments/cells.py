@@ -15,6 +15,7 @@ MAJORITY = 0.8075  # the report's numbers, frame accuracy on the Kaggle sample; 
 MVP = 0.865
 IMPROVED = 0.94
 IMPROVED_NAME = "faces, 4x reals (improved)"
+DRAWN_NAME = "faces, reals drawn more often (improved)"  # the same of faces made before, which may have no more frames of reals
 CENTRE_NAME = "faces, 5 frames from the middle"
 SECONDS_NAME = "faces, 10 frames a second"
 REAL_MULTIPLIER = 4
@@ -37,6 +38,11 @@ class Cell:
     groups: int | None = None
     reported: float | None = None
 
+    @property
+    def improved(self) -> bool:
+        """Whether it is the line with which the others are compared."""
+        return self.name in (IMPROVED_NAME, DRAWN_NAME)
+
     def key(self, config: ExperimentsConfig, faces_hash: str) -> str:
         """Names the cell's folder: what it does, and a hash of all that decides its result, that of the faces among it."""
         decides = {name: value for name, value in asdict(self).items() if name not in ("name", "reported")}
@@ -57,11 +63,22 @@ def folder_name(name: str, decides: Any) -> str:
 
 
 def cells(config: ExperimentsConfig) -> list[Cell]:
-    """All but the learning curve, which needs to know how many groups there are."""
+    """Those that can be had, but for the learning curve, which needs to know how many groups there are."""
+    return [cell for cell in _every(config) if config.faces is None or not cell.faces]
+
+
+def wanting(config: ExperimentsConfig) -> dict[str, str]:
+    """By name, why lines cannot be had of faces that were made before."""
+    why = "wants other frames of the videos than --faces holds: --corpus makes them."
+    return {cell.name: why for cell in _every(config) if config.faces is not None and cell.faces}
+
+
+def _every(config: ExperimentsConfig) -> list[Cell]:
     first, later = config.epochs
-    faces = {"frames": config.frames, "real_multiplier": REAL_MULTIPLIER}
+    given = config.faces is not None
     usual: dict[str, Any] = {
-        "faces": faces,
+        "faces": {} if given else {"frames": config.frames, "real_multiplier": REAL_MULTIPLIER},
+        "balance": "sample" if given else "frames",
         "epochs": later,
         "image_size": config.image_size,
         "batch_size": config.batch_size,
@@ -74,7 +91,7 @@ def cells(config: ExperimentsConfig) -> list[Cell]:
     return [
         Cell(name="whole frames (MVP)", reported=MVP, **mvp),
         Cell(name="whole frames, the report's settings", reported=MVP, **mvp | reports | {"learning_rate": REPORTS_RATES[0]}),
-        Cell(name=IMPROVED_NAME, reported=IMPROVED, **usual),
+        Cell(name=DRAWN_NAME if given else IMPROVED_NAME, reported=IMPROVED, **usual),
         *(
             Cell(name=f"faces, the report's settings, {rate:g}", reported=IMPROVED, **usual | reports | {"learning_rate": rate})
             for rate in REPORTS_RATES
@@ -90,7 +107,7 @@ def cells(config: ExperimentsConfig) -> list[Cell]:
 
 def curve(config: ExperimentsConfig, groups: int) -> list[Cell]:
     """The improved model on a quarter and half of the training groups."""
-    improved = next(cell for cell in cells(config) if cell.name == IMPROVED_NAME)
+    improved = next(cell for cell in cells(config) if cell.improved)
     counts = sorted({max(1, round(groups * share)) for share in (0.25, 0.5)} - {groups})
     given = {name: value for name, value in asdict(improved).items() if name not in ("name", "groups", "reported")}
     return [Cell(name=f"faces, {count} of {groups} training groups", groups=count, **given) for count in counts]

@@ -13,8 +13,10 @@ class ExperimentsConfig:
     On a corpus, with more beside them: one table. Run it again after any interruption.
     """
 
-    corpus: Uris
+    corpus: Uris = ()
     """Folder, zip or s3:// prefix; may be given several times. NAME=URI names the corpus, else its folder's name is used."""
+    faces: str | None = None
+    """In its place: faces made before, such as by import. Without the lines that want other frames of the videos."""
     out: str
     """Folder or s3:// prefix for faces, checkpoints, reports and the table."""
     split: str = "hash:0"

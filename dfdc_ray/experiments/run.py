@@ -1,8 +1,8 @@
 """The founding report's experiments again, and all detectors side by side: each on one corpus, under one protocol, with intervals.
 
-    dfdc-ray experiments report --corpus URI --out OUT
+    dfdc-ray experiments report --corpus URI --out OUT        (or --faces FACES)
 
-OUT/faces/<name>-<hash>   face shards, one folder for each way of sampling
+OUT/faces/<name>-<hash>   face shards, one folder for each way of sampling or grouping
 OUT/cells/<name>-<hash>   train/ and report/ of each line; a line that is done is not done again
 OUT/experiments.md .json  the table and what it says; report.html the same as a page
 
@@ -32,7 +32,7 @@ from dfdc_ray.errors import UserError
 from dfdc_ray.evaluate.combine import combine
 from dfdc_ray.evaluate.run import evaluate, write_report
 from dfdc_ray.experiments import models_table, table
-from dfdc_ray.experiments.cells import IMPROVED_NAME, Cell, cells, curve
+from dfdc_ray.experiments.cells import Cell, cells, curve, wanting
 from dfdc_ray.experiments.config import ExperimentsConfig, ModelsConfig
 from dfdc_ray.experiments.models import Task, chosen, combinations, faces_of, macs_a_video, parameters, trainings
 from dfdc_ray.experiments.regroup import regroup
@@ -52,6 +52,8 @@ def report(config: ExperimentsConfig) -> None:
     """
     if config.workers < 1:
         raise UserError(f"--workers {config.workers}: at least 1.")
+    if bool(config.corpus) == (config.faces is not None):
+        raise UserError("Give --corpus, of which faces are made, or --faces, made before: one of the two.")
     load_weights(create_model(TrainConfig.model), config.weights)  # refused here, not after hours of preprocessing
     lines: list[Line] = []
     left_out: dict[str, str] = {}
@@ -61,7 +63,7 @@ def report(config: ExperimentsConfig) -> None:
         try:
             lines.append(_line(config, cell, made))
         except UserError as error:  # such as that so few groups have no fake
-            if cell.name == IMPROVED_NAME:
+            if cell.improved:
                 raise
             left_out[cell.name] = str(error)
             console.print(f"[yellow]Left out: {escape(left_out[cell.name])}[/]", soft_wrap=True)
@@ -70,13 +72,14 @@ def report(config: ExperimentsConfig) -> None:
     for number, cell in enumerate(todo, 1):
         console.rule(f"{number} of {len(todo)} and the learning curve: {cell.name}")
         add(cell)
-    groups = len(next(line for line in lines if line.cell.name == IMPROVED_NAME).train_groups)
+    groups = len(next(line for line in lines if line.cell.improved).train_groups)
     for cell in curve(config, groups):
         console.rule(f"learning curve: {cell.name}")
         add(cell)
     curves = {line.cell.name: table.curves_of(line.uri) for line in lines}
-    text, page = table.markdown(config, lines, left_out), table.page(config, lines, left_out, curves)
-    found = {"config": asdict(config), "lines": [{"cell": asdict(line.cell), "report": line.uri} for line in lines], "left_out": left_out}
+    missing = wanting(config) | left_out
+    text, page = table.markdown(config, lines, missing), table.page(config, lines, missing, curves)
+    found = {"config": asdict(config), "lines": [{"cell": asdict(line.cell), "report": line.uri} for line in lines], "left_out": missing}
     storage.write_bytes(storage.join(config.out, "experiments.json"), (json.dumps(found, indent=1) + "\n").encode())
     storage.write_bytes(storage.join(config.out, "experiments.md"), text.encode())
     storage.write_bytes(storage.join(config.out, "report.html"), page)
@@ -129,14 +132,18 @@ def _own_groups(faces: str, split: str, groups: Sequence[str]) -> tuple[str, ...
 
 def _faces(config: ExperimentsConfig, cell: Cell, made: set[str]) -> tuple[str, str]:
     """The cell's face shards, made where they are not there, and the rule that splits them."""
-    digest = hashlib.sha256(json.dumps([config.corpus, cell.faces], sort_keys=True).encode()).hexdigest()[:8]
-    faces = storage.join(config.out, "faces", f"{cell.faces.get('crop', 'face')}-{cell.faces.get('sampling', 'spread')}-{digest}")
-    if faces not in made:
-        preprocess(PreprocessConfig(corpus=config.corpus, out=faces, max_error_share=1.0, **cell.faces))  # the tables count what failed
-        made.add(faces)
+    if config.faces is None:
+        digest = hashlib.sha256(json.dumps([config.corpus, cell.faces], sort_keys=True).encode()).hexdigest()[:8]
+        name = f"{cell.faces.get('crop', 'face')}-{cell.faces.get('sampling', 'spread')}-{digest}"
+        faces = storage.join(config.out, "faces", name)
+        if faces not in made:
+            preprocess(PreprocessConfig(corpus=config.corpus, out=faces, max_error_share=1.0, **cell.faces))  # the tables count what failed
+            made.add(faces)
+    else:
+        name, faces = "given", config.faces
     if cell.split_by is None:
         return faces, config.split
-    regrouped = f"{faces}-by-{cell.split_by}-{_hash_of(faces)[:8]}"  # another folder for other faces
+    regrouped = storage.join(config.out, "faces", f"{name}-by-{cell.split_by}-{_hash_of(faces)[:8]}")  # another folder for other faces
     return regrouped, regroup(faces, regrouped, cell.split_by)
 
 

@@ -14,7 +14,7 @@ from dfdc_ray.corpus.splits import only_family
 from dfdc_ray.evaluate.metrics import FEW_GROUPS, Interval, change_of_auc
 from dfdc_ray.evaluate.page import link
 from dfdc_ray.evaluate.tables import PICTURES
-from dfdc_ray.experiments.cells import CENTRE_NAME, IMPROVED_NAME, MAJORITY, SECONDS_NAME, Cell
+from dfdc_ray.experiments.cells import CENTRE_NAME, MAJORITY, SECONDS_NAME, Cell
 from dfdc_ray.experiments.config import ExperimentsConfig
 from dfdc_ray.pages import Section, Table
 
@@ -96,11 +96,13 @@ def _brackets(interval: tuple[float, float] | None) -> str:
 
 def console_table(lines: Sequence[Line], console: Console) -> None:
     """The columns that fit a terminal."""
-    protocol = _improved(lines).report["protocol"]
+    improved = _improved(lines)
+    protocol = improved.report["protocol"]
     table = ConsoleTable(
         title="by frame, on the test split",
         caption=f"{protocol['split_rule']}, but where a line is named by its split; core frames, whose number differs by line; checkpoint "
-        f"of the {protocol['checkpoint_rule']}; data hash {protocol['data_hash'][:12]} ({IMPROVED_NAME}). experiments.md has each line's.",
+        f"of the {protocol['checkpoint_rule']}; data hash {protocol['data_hash'][:12]} ({improved.cell.name}). "
+        "experiments.md has each line's.",
         caption_justify="left",
     )
     for i in (0, 1, 2, 3, 7):
@@ -149,7 +151,7 @@ def curves_of(uri: str) -> Curves:
 
 
 def _improved(lines: Sequence[Line]) -> Line:
-    return next(line for line in lines if line.cell.name == IMPROVED_NAME)
+    return next(line for line in lines if line.cell.improved)
 
 
 def _warnings(config: ExperimentsConfig, lines: Sequence[Line]) -> list[str]:
@@ -191,14 +193,11 @@ def _not_comparable(config: ExperimentsConfig) -> list[str]:
 def _sentences(lines: Sequence[Line]) -> list[str]:
     """What the lines say that are there."""
     there = {line.cell.name: line for line in lines}
-    improved = there[IMPROVED_NAME]
+    improved = _improved(lines)
     always = improved.report["frame"]["baselines"]["always_fake"]["accuracy"]
     said = [f"Always saying fake is right in {always:.1%} of these frames (the report's: {MAJORITY:.2%})."]
-    for one, name, other, beside, metric in (
-        ("Faces with four times the frames of reals", IMPROVED_NAME, "whole frames", "whole frames (MVP)", "accuracy"),
-    ):
-        if name in there and beside in there:
-            said.append(_compared(one, there[name], other, there[beside], metric))
+    if mvp := there.get("whole frames (MVP)"):
+        said.append(_compared("Faces with four times the frames of reals", improved, "whole frames", mvp, "accuracy"))
     if l2 := there.get("faces, L2 for BCE"):
         said.append(_on_the_same("L2", l2, "binary cross-entropy", improved))
     if CENTRE_NAME in there and SECONDS_NAME in there:

@@ -9,6 +9,8 @@ controller, which has use for neither, imports this file too, and they take seco
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -91,12 +93,18 @@ def train(config: TrainConfig) -> None:
 
 class _Trainer(TorchTrainer):
     """Ends at once on a UserError, and does without the actor that frees the workers of a dead controller: in a private session, which has
-    no state API, it only complains.
+    no state API, it only complains. Ctrl-C is Ray's while it trains, and afterwards does again what it did: Ray's handler would swallow it,
+    and keep the controller alive with the plan, which holds the first weights.
     """
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         policy = _FailurePolicy(FailureConfig(max_failures=MAX_FAILURES))
-        return super()._initialize_and_run_controller(**options | {"failure_policy": policy})
+        before = signal.getsignal(signal.SIGINT)
+        try:
+            return super()._initialize_and_run_controller(**options | {"failure_policy": policy})
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGINT, before)
 
     def _create_default_callbacks(self) -> list[Any]:
         callbacks = super()._create_default_callbacks()

@@ -1,5 +1,6 @@
 """Training on Ray Train: two workers over gloo, and the way back from interruptions."""
 
+import signal
 import tempfile
 import threading
 import time
@@ -27,7 +28,7 @@ def session() -> Iterator[None]:
         patch.setenv("RAY_AUTH_MODE", "disabled")
         patch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
         patch.delenv("RAY_ADDRESS", raising=False)
-        ray.init(address="local", num_cpus=4, include_dashboard=False, _temp_dir=folder, object_store_memory=150e6)
+        ray.init(address="local", num_cpus=4, include_dashboard=False, _temp_dir=folder, object_store_memory=250e6)
         yield
         ray.shutdown()
 
@@ -46,7 +47,9 @@ def test_two_workers_then_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFi
     write_face_shards(tmp_path / "faces", families=5)
     monkeypatch.chdir(tmp_path)
     config = _config(Path(), workers=2, cache="cache")
+    interrupt = signal.getsignal(signal.SIGINT)
     train(config)
+    assert signal.getsignal(signal.SIGINT) is interrupt  # Ctrl-C after a training is not Ray's
     assert len(list((tmp_path / "cache").glob("*.parquet"))) == 4  # of training and validation
     written = capsys.readouterr()
     assert "Reporting training result" not in written.out + written.err  # Ray's own words for what we print as a line
