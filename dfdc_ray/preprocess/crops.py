@@ -4,7 +4,8 @@
     dfdc-ray import --crops FOLDER_WITH_real_AND_fake --crops list.csv --out s3://bucket/faces
 
 OUT holds what preprocess leaves for a reader: index.parquet, ledger.parquet, manifest.json and faces/. Pictures stay as they are, to the
-byte; each is decoded once to see that it can be. Rows come in order of group, video and frame; a row group is of one group.
+byte; each is decoded once to see that it can be, and with --landmarks looked at by a face detector. Rows come in order of group, video
+and frame; a row group is of one group.
 """
 
 import io
@@ -14,6 +15,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import Any, TypeVar
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from rich.markup import escape
@@ -26,6 +28,7 @@ from dfdc_ray.corpus.index import FoundVideo, tabulate
 from dfdc_ray.corpus.metadata import Listing
 from dfdc_ray.errors import UserError
 from dfdc_ray.faces.crop import decode
+from dfdc_ray.faces.detect import Detector, load_detector
 from dfdc_ray.preprocess import publish
 from dfdc_ray.preprocess import receipts as rc
 from dfdc_ray.preprocess.crop_sources import Crop, read_source
@@ -38,6 +41,7 @@ from dfdc_ray.shards.schema import FACES
 from dfdc_ray.shards.write import parquet_writer
 
 T = TypeVar("T")
+LANDMARKS_BY = "centerface"  # of our detectors the one that gives all five
 _ROW_GROUP, _FILE = 16 << 20, 256 << 20  # bytes of pictures, about
 
 
@@ -79,12 +83,15 @@ def import_crops(config: ImportConfig) -> None:
         "margin": config.margin,  # None: not known
         "format_version": FORMAT_VERSION,
     }
+    detector = load_detector(LANDMARKS_BY) if config.landmarks else None
+    if detector:
+        settings |= {"landmarks": detector.name}
     claim(out, settings, folders=["faces"])
     _refuse_others(out, index)
     rows = publish.remember(out, index).to_pylist()
     rows.sort(key=lambda row: (row["group_id"], row["family_id"], row["video_id"]))
     videos = [_Video(row, by_name[row["video_id"].removeprefix(f"{config.corpus}/")]) for row in rows]
-    files, ledger = _write(out, videos, {unit.family_id: unit.unit_id for unit in units(index)})
+    files, ledger = _write(out, videos, {unit.family_id: unit.unit_id for unit in units(index)}, detector)
     ledger.sort(key=lambda row: row["video_id"])
     table = publish.write(out, ledger, files, config=settings, versions=rc.versions())
     print_summary(table, seconds=time.monotonic() - start)
@@ -150,20 +157,28 @@ def _found(crops: list[Crop]) -> FoundVideo:
     )
 
 
-def _write(out: str, videos: list[_Video], unit_ids: dict[str, str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _write(
+    out: str, videos: list[_Video], unit_ids: dict[str, str], detector: Detector | None
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Write faces/; return the manifest's files and the ledger's rows."""
     files: list[dict[str, Any]] = []
     ledger: list[dict[str, Any]] = []
+    pictures = with_landmarks = 0
     with Work("import", total=sum(len(video.crops) for video in videos), unit="pictures") as progress:
 
         def read(video: _Video) -> _Read:
-            found = _read(video, unit_ids[video.facts["family_id"]])
+            nonlocal pictures, with_landmarks
+            found = _read(video, unit_ids[video.facts["family_id"]], detector)
             ledger.append(found.ledger)
+            pictures += len(found.rows)
+            with_landmarks += sum(row["landmarks"] is not None for row in found.rows)
             progress.advance(len(video.crops))
             return found
 
         for row_groups in _portions(_row_groups(videos, read), _FILE, lambda rows: sum(len(row["image"]["bytes"]) for row in rows)):
             files.append(_file(out, row_groups))
+    if detector:
+        console.print(f"Landmarks found in {with_landmarks:,} of {pictures:,} pictures ({detector.name}).", highlight=False)
     return files, ledger
 
 
@@ -196,14 +211,14 @@ def _file(out: str, row_groups: list[list[dict[str, Any]]]) -> dict[str, Any]:
     return write_data(out, "faces/imported", sink.getvalue(), rows=sum(map(len, row_groups)))
 
 
-def _read(video: _Video, unit_id: str) -> _Read:
+def _read(video: _Video, unit_id: str, detector: Detector | None) -> _Read:
     """Its pictures, those that can be decoded; one that is damaged or absent is left out, counted, and named in the ledger."""
     ids = {name: video.facts[name] for name in ("corpus", "video_id", "family_id", "group_id", "part", "label", "method", "original")}
     rows, damaged, absent, size = [], [], [], 0
     for crop, frame in zip(video.crops, _frames(video), strict=True):
         try:
             picture = crop.read()
-            height, width = decode(picture).shape[:2]
+            rgb = decode(picture)
         except FileNotFoundError:
             absent.append(crop.where)
             continue
@@ -211,10 +226,12 @@ def _read(video: _Video, unit_id: str) -> _Read:
             damaged.append(crop.where)
             continue
         size += len(picture)
+        height, width = rgb.shape[:2]
         rows.append(
             dict.fromkeys(FACES.names)
             | ids
             | {"frame": frame, "core": True, "track_id": 0, "crop": [0, 0, width, height], "image": {"bytes": picture, "path": None}}
+            | (_landmarks(detector, rgb) if detector else {})
         )
     rows.sort(key=lambda row: row["frame"])
     trouble = [
@@ -229,6 +246,13 @@ def _read(video: _Video, unit_id: str) -> _Read:
     ledger |= {"frames_wanted": len(video.crops), "frames_decoded": len(rows)}
     ledger |= dict.fromkeys(("core_decoded", "frames_with_face", "faces"), len(rows))
     return _Read(rows, size, ledger)
+
+
+def _landmarks(detector: Detector, rgb: np.ndarray) -> dict[str, Any]:
+    """Those of the largest face, where one is found."""
+    faces = detector.detect(rgb)
+    largest = max(faces, key=lambda face: face.box[2] * face.box[3], default=None)
+    return {"landmarks": largest and largest.landmarks and list(largest.landmarks), "detector": detector.name}
 
 
 def _frames(video: _Video) -> list[int]:

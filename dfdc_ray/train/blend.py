@@ -75,7 +75,9 @@ def self_blend_of(rows: RowTable, share: float) -> SelfBlend:
     landmarks = np.full((len(rows), 5, 2), np.nan, np.float32)
     landmarks[known] = lists.drop_null().flatten().to_numpy(zero_copy_only=False).reshape(-1, 5, 2)
     if not (known & (rows.labels == 0)).any():
-        raise UserError("--self-blend wants landmarks, and no real face here has them: preprocess with --detector centerface.")
+        raise UserError(
+            "--self-blend wants landmarks, and no real face here has them: preprocess with --detector centerface, import with --landmarks."
+        )
     return SelfBlend(share, landmarks, rows.table["crop"].combine_chunks().flatten().to_numpy().reshape(-1, 4))
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from skimage.data import astronaut
 
 from dfdc_ray import storage
 from dfdc_ray.cli import main
@@ -261,3 +262,19 @@ def test_real_crops(shared, tmp_path):
     assert {r["part"] for r in rows} == {40, 41, 43}
     manifest = read_manifest(str(tmp_path / "out"))
     assert split_mask(read_rows(manifest), "parts:0-40/41/43", "train").sum() > 100
+
+
+def test_landmarks_where_they_are_asked_for(tmp_path, capsys):
+    face = astronaut()[0:220, 110:330]
+    rows = [row("a.mp4") | {"jpeg": cv2.imencode(".png", face[:, :, ::-1])[1].tobytes()}, row("b.mp4")]
+    source = parquet(tmp_path, rows)
+    found, blank = imported(tmp_path / "out", source, landmarks=True)
+    eyes, nose, mouth = np.array(found["landmarks"]).reshape(-1, 2)[[0, 1]].mean(0), found["landmarks"][4:6], found["landmarks"][7]
+    assert eyes == pytest.approx((115, 97), abs=8)
+    assert eyes[1] < nose[1] < mouth < 220
+    assert found["detector"] == "centerface"
+    assert blank["landmarks"] is None
+    assert "Landmarks found in 1 of 2 pictures (centerface)." in capsys.readouterr().out
+    with pytest.raises(UserError, match="landmarks: .centerface. there, None now"):
+        imported(tmp_path / "out", source)
+    assert [r["landmarks"] for r in imported(tmp_path / "plain", source)] == [None, None]

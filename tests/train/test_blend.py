@@ -119,5 +119,5 @@ def test_landmarks_are_moved_into_the_picture(monkeypatch: pytest.MonkeyPatch) -
 def test_without_landmarks_it_is_said_where_they_come_from(rows: RowTable) -> None:
     nulls = pa.nulls(len(rows), rows.table.schema.field("landmarks").type)
     at = rows.table.schema.get_field_index("landmarks")
-    with pytest.raises(UserError, match="preprocess with --detector centerface"):
+    with pytest.raises(UserError, match="preprocess with --detector centerface, import with --landmarks"):
         self_blend_of(replace(rows, table=rows.table.set_column(at, "landmarks", nulls)), 0.5)
