@@ -275,6 +275,6 @@ def test_landmarks_where_they_are_asked_for(tmp_path, capsys):
     assert found["detector"] == "centerface"
     assert blank["landmarks"] is None
     assert "Landmarks found in 1 of 2 pictures (centerface)." in capsys.readouterr().out
-    with pytest.raises(UserError, match="landmarks: .centerface. there, None now"):
+    with pytest.raises(UserError, match="None now"):
         imported(tmp_path / "out", source)
     assert [r["landmarks"] for r in imported(tmp_path / "plain", source)] == [None, None]
