@@ -119,7 +119,8 @@ dfdc-ray experiments report --faces /data/faces --out /data/experiments""",
     "experiments models": """
 dfdc-ray experiments models --corpus /data/sample --out /data/models
 dfdc-ray experiments models --corpus /data/dfdc --out /data/models --gpu \\
-    --split parts:0-34/35-39/40-49 --detectors resnet34 framediff_late chroma""",
+    --split parts:0-34/35-39/40-49 --detectors resnet34 framediff_late chroma
+dfdc-ray experiments models --faces /data/faces --out /data/models""",
     "experiments bonettini": """
 dfdc-ray experiments bonettini --corpus /data/dfdc --out /data/bonettini \\
     --gpu --cpus-per-worker 8""",

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from dfdc_ray.config import PreprocessConfig
+from dfdc_ray.config import ImportConfig, PreprocessConfig
 from dfdc_ray.shards import packed
 from dfdc_ray.shards.format import FORMAT_VERSION
 from dfdc_ray.shards.manifest import read_manifest
@@ -49,6 +49,22 @@ def preprocess_here(config: PreprocessConfig) -> None:
     for unit in known:
         output.commit(process_unit(unit, lambda video, guide: process_video(video, settings, detector, guide)), generation=0)
     publish.publish(output, known, settings, versions={})
+
+
+def import_noise(out: Path, *, families: int) -> None:
+    """What `import` makes of crops of noise, one a video, a part a family: one real video and two fakes of it."""
+    from dfdc_ray.preprocess.crops import import_crops
+
+    rng = np.random.default_rng(0)
+    rows = [
+        {"video": f"f{family}v{number}.mp4", "label": "FAKE" if number else "REAL", "original": f"f{family}v0.mp4" if number else None}
+        | {"part": family, "jpeg": cv2.imencode(".jpg", rng.integers(0, 255, (64, 64, 3), dtype=np.uint8))[1].tobytes()}
+        for family in range(families)
+        for number in range(3)
+    ]
+    crops = out.with_suffix(".parquet")
+    pq.write_table(pa.Table.from_pylist(rows), crops)
+    import_crops(ImportConfig(crops=(str(crops),), out=str(out)))
 
 
 def write_face_shards(

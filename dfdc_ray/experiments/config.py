@@ -49,8 +49,10 @@ class ModelsConfig:
     Under one budget: one table and one plot. Run it again after any interruption.
     """
 
-    corpus: Uris
+    corpus: Uris = ()
     """Folder, zip or s3:// prefix; may be given several times. NAME=URI names the corpus, else its folder's name is used."""
+    faces: str | None = None
+    """In its place: faces made before, such as by import. How many frames of a video, and whether in clips, was decided then."""
     out: str
     """Folder or s3:// prefix for faces, checkpoints, reports, the table and the plot."""
     split: str = "hash:0"

@@ -1,7 +1,8 @@
 """The lines of `experiments models`: which detectors are trained and how, which of them are combined, and what each costs."""
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -12,6 +13,7 @@ from dfdc_ray.errors import UserError
 from dfdc_ray.experiments.cells import folder_name
 from dfdc_ray.experiments.config import ModelsConfig
 from dfdc_ray.models import NAMES, create_model, only_side, pretrained, takes_clips, takes_sound
+from dfdc_ray.shards.manifest import read_manifest
 from dfdc_ray.train.plan import MAY_CHANGE
 from dfdc_ray.video.sound import WINDOW
 
@@ -75,12 +77,26 @@ class Task:
         return storage.join(self.judge.out, "report.json")
 
 
-def faces_of(config: ModelsConfig) -> PreprocessConfig:
-    """How the faces of all lines are made."""
+def faces_of(config: ModelsConfig) -> str:
+    """Where the faces of all lines are."""
+    return storage.join(config.out, "faces") if config.faces is None else config.faces
+
+
+def with_given_faces(config: ModelsConfig) -> ModelsConfig:
+    """The settings, those of sampling as --faces was made. UserError where it is no output of preprocess or import."""
+    made = read_manifest(faces_of(config)).config
+    sampled: dict[str, Any] = {"sampling": "spread", "frames": made["frames"], "real_multiplier": made["real_multiplier"]}
+    if made["sampling"] == "clips":
+        sampled |= {"sampling": "clips", "clips": made["clips"], "stride": made["stride"]}
+    return replace(config, **sampled)
+
+
+def preprocessing(config: ModelsConfig) -> PreprocessConfig:
+    """How the faces of all lines are made of --corpus."""
     in_clips = config.sampling == "clips"
     return PreprocessConfig(
         corpus=config.corpus,
-        out=storage.join(config.out, "faces"),
+        out=faces_of(config),
         sampling=config.sampling,
         frames=config.frames,
         clips=config.clips if in_clips else None,
@@ -99,7 +115,7 @@ def chosen(config: ModelsConfig) -> list[Detector]:
         if name not in known:
             raise UserError(f"--detectors {name}: there is no such line. Known: {'; '.join(known)}.")
         if takes_clips(known[name].model) and not in_clips:
-            raise UserError(f"--detectors {name} looks at clips: give --sampling clips.")
+            raise UserError(f"--detectors {name} looks at clips: give --sampling clips, also to preprocess where --faces are its output.")
     if config.detectors:
         return [known[name] for name in config.detectors]
     return [detector for detector in DETECTORS if in_clips or not takes_clips(detector.model)]
@@ -111,7 +127,7 @@ def trainings(config: ModelsConfig, detectors: Sequence[Detector], *, faces_hash
     for detector in detectors:
         batch = max(FEWEST, config.batch_size // config.frames) if takes_clips(detector.model) else config.batch_size
         training = TrainConfig(
-            faces=faces_of(config).out,
+            faces=faces_of(config),
             out="",
             split=config.split,
             model=detector.model,
@@ -150,9 +166,9 @@ def combinations(config: ModelsConfig, done: Sequence[Task]) -> list[Task]:
             key = folder_name(f"{words} {name}", [by_name[member].key for member in members])
             out = storage.join(config.out, "lines", key)
             folder = storage.join(out, "combination")
-            fitted = faces_of(config).out if by == "logistic" else None
+            fitted = faces_of(config) if by == "logistic" else None
             make = CombineConfig(checkpoint=checkpoints, out=folder, by=by, faces=fitted)  # type: ignore[arg-type]
-            judge = EvaluateConfig(faces=faces_of(config).out, checkpoint=(folder,), out=storage.join(out, "report"))
+            judge = EvaluateConfig(faces=faces_of(config), checkpoint=(folder,), out=storage.join(out, "report"))
             detectors = tuple(by_name[member].detectors[0] for member in members)
             tasks.append(Task(name=f"{words} {name}", key=key, detectors=detectors, make=make, judge=judge))
     return tasks

@@ -116,6 +116,8 @@ def _sections(config: ModelsConfig, lines: Sequence[Line], failed: Mapping[str, 
             f"{config.clips} clip{'s' if config.clips > 1 else ''} of {config.frames} frames a video, every {config.stride}. frame of it"
             if config.sampling == "clips"
             else f"{config.frames} frames a video, evenly spread"
+            if config.faces is None
+            else f"up to {config.frames} frames a video, made before"
         )
         note = report["video"]["interval_note"].partition("; over the ")[0]
         how = (

@@ -6,7 +6,7 @@ OUT/faces/<name>-<hash>   face shards, one folder for each way of sampling or gr
 OUT/cells/<name>-<hash>   train/ and report/ of each line; a line that is done is not done again
 OUT/experiments.md .json  the table and what it says; report.html the same as a page
 
-    dfdc-ray experiments models --corpus URI --out OUT
+    dfdc-ray experiments models --corpus URI --out OUT        (or --faces FACES)
 
 OUT/faces                 face shards, of which all lines are made
 OUT/lines/<name>-<hash>   train/ (or combination/) and report/ of each line; as many at a time as the GPUs or CPUs allow
@@ -34,7 +34,17 @@ from dfdc_ray.evaluate.run import evaluate, write_report
 from dfdc_ray.experiments import models_table, table
 from dfdc_ray.experiments.cells import Cell, cells, curve, wanting
 from dfdc_ray.experiments.config import ExperimentsConfig, ModelsConfig
-from dfdc_ray.experiments.models import Task, chosen, combinations, faces_of, macs_a_video, parameters, trainings
+from dfdc_ray.experiments.models import (
+    Task,
+    chosen,
+    combinations,
+    faces_of,
+    macs_a_video,
+    parameters,
+    preprocessing,
+    trainings,
+    with_given_faces,
+)
 from dfdc_ray.experiments.regroup import regroup
 from dfdc_ray.experiments.table import Line
 from dfdc_ray.models import create_model, load_weights, takes_sound
@@ -52,8 +62,7 @@ def report(config: ExperimentsConfig) -> None:
     """
     if config.workers < 1:
         raise UserError(f"--workers {config.workers}: at least 1.")
-    if bool(config.corpus) == (config.faces is not None):
-        raise UserError("Give --corpus, of which faces are made, or --faces, made before: one of the two.")
+    _check_source(config)
     load_weights(create_model(TrainConfig.model), config.weights)  # refused here, not after hours of preprocessing
     lines: list[Line] = []
     left_out: dict[str, str] = {}
@@ -90,6 +99,11 @@ def report(config: ExperimentsConfig) -> None:
     if left_out:
         whole = len(lines) + len(left_out)
         raise UserError(f"{len(left_out)} of {whole} lines could not be had: {', '.join(left_out)}. experiments.md says why.")
+
+
+def _check_source(config: ExperimentsConfig | ModelsConfig) -> None:
+    if bool(config.corpus) == (config.faces is not None):
+        raise UserError("Give --corpus, of which faces are made, or --faces, made before: one of the two.")
 
 
 def _line(config: ExperimentsConfig, cell: Cell, made: set[str]) -> Line:
@@ -156,14 +170,18 @@ def _hash_of(faces: str) -> str:
 
 def models(config: ModelsConfig) -> None:
     """The `experiments models` command. UserError at the end when a line failed; the table of the others is written before."""
-    config = replace(config, out=storage.absolute(config.out))
+    _check_source(config)
+    config = replace(config, out=storage.absolute(config.out), faces=config.faces and storage.absolute(config.faces))
+    if config.faces is not None:
+        config = with_given_faces(config)
     detectors = chosen(config)
     faces = faces_of(config)
-    preprocess(faces)
-    silent = not any(row["sound"] == "ok" for row in read_ledger(faces.out).to_pylist())
+    if config.faces is None:
+        preprocess(preprocessing(config))
+    silent = not any(row["sound"] == "ok" for row in read_ledger(faces).to_pylist())
     mute = "no video of the corpus has sound"
     left_out = {detector.name: mute for detector in detectors if takes_sound(detector.model) and silent}
-    tasks = trainings(config, [d for d in detectors if d.name not in left_out], faces_hash=_hash_of(faces.out))
+    tasks = trainings(config, [d for d in detectors if d.name not in left_out], faces_hash=_hash_of(faces))
     failed = _all(tasks, config)
     combined = combinations(config, [task for task in tasks if task.name not in failed])
     failed |= _all(combined, config)

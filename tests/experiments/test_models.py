@@ -10,7 +10,7 @@ from typing import Any
 
 import cv2
 import pytest
-from helpers import preprocess_here
+from helpers import import_noise, preprocess_here, write_manifest
 from seen import HOSTILE, Seen
 
 from dfdc_ray import pages
@@ -20,7 +20,8 @@ from dfdc_ray.demo.corpus import write_corpus
 from dfdc_ray.errors import UserError
 from dfdc_ray.experiments import models_table
 from dfdc_ray.experiments.config import BonettiniConfig, ModelsConfig
-from dfdc_ray.experiments.models import COMBINATIONS, Task, chosen, combinations, faces_of, macs_a_video, trainings
+from dfdc_ray.experiments.models import COMBINATIONS, Task, chosen, combinations, macs_a_video, preprocessing, trainings, with_given_faces
+from dfdc_ray.experiments.run import models
 from dfdc_ray.models import NAMES, only_side, takes_clips
 
 CONFIG = ModelsConfig(corpus=("/data/dfdc",), out="/out")
@@ -67,7 +68,7 @@ def test_bonettini_s_protocol() -> None:
     tasks = _tasks(config)
     assert [task.name for task in tasks] == list(COMBINATIONS["four EfficientNets"])
     assert {task.make.split for task in tasks} == {"parts:0-34/35-39/40-49"}  # type: ignore[union-attr]
-    faces = faces_of(config)
+    faces = preprocessing(config)
     assert (faces.sampling, faces.frames, faces.clips, faces.real_multiplier) == ("spread", 32, None, 1)
     assert {task.make.learning_rate for task in tasks} == {1e-5}  # type: ignore[union-attr]
     mean, logistic = combinations(config, tasks)
@@ -82,6 +83,25 @@ def test_what_cannot_be_is_refused() -> None:
     with pytest.raises(UserError, match="r3d_18 looks at clips: give --sampling clips"):
         chosen(replace(CONFIG, detectors=("r3d_18",), sampling="spread"))
     assert not any(takes_clips(task.detectors[0].model) for task in _tasks(replace(CONFIG, sampling="spread")))
+
+
+def test_faces_made_before_say_how_they_were_sampled(tmp_path: Path) -> None:
+    import_noise(tmp_path / "crops", families=3)
+    of_crops = with_given_faces(replace(CONFIG, corpus=(), faces=str(tmp_path / "crops")))
+    assert (of_crops.sampling, of_crops.frames, of_crops.real_multiplier) == ("spread", 1, 1)
+    assert {task.make.faces for task in _tasks(of_crops)} == {str(tmp_path / "crops")}
+    with pytest.raises(UserError, match="r3d_18 looks at clips: give --sampling clips, also to preprocess"):
+        chosen(replace(of_crops, detectors=("r3d_18",)))
+    (tmp_path / "clips").mkdir()
+    write_manifest(
+        tmp_path / "clips",
+        [{"path": "faces/a.parquet", "rows": 1, "sha256": "0" * 64}],
+        {"sampling": "clips", "frames": 16, "clips": 3, "stride": 5, "real_multiplier": 2},
+    )
+    of_clips = with_given_faces(replace(CONFIG, sampling="spread", faces=str(tmp_path / "clips")))
+    assert (of_clips.sampling, of_clips.clips, of_clips.frames, of_clips.stride, of_clips.real_multiplier) == ("clips", 3, 16, 5, 2)
+    with pytest.raises(UserError, match="one of the two"):
+        models(replace(CONFIG, faces="faces"))
 
 
 def test_cost_of_a_video() -> None:
@@ -177,7 +197,7 @@ def test_the_command_itself(tmp_path: Path) -> None:
     options = ["experiments", "models", "--corpus", str(tmp_path / "corpus"), "--out", str(tmp_path / "out"), *budget.split()]
     options += ["--detectors", "resnet34", "framediff_only"]
     command = [sys.executable, "-m", "dfdc_ray.cli", *options, "efficientnet_b4-siamese"]
-    preprocess_here(faces_of(ModelsConfig(corpus=(options[3],), out=options[5], clips=1, frames=2, real_multiplier=1)))  # found done
+    preprocess_here(preprocessing(ModelsConfig(corpus=(options[3],), out=options[5], clips=1, frames=2, real_multiplier=1)))  # found done
     environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=380, check=False)
     assert done.returncode == 1, done.stdout[-4000:] + done.stderr[-4000:]
@@ -194,6 +214,7 @@ def test_the_command_itself(tmp_path: Path) -> None:
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "lines").rglob("*") if path.is_file()}
     assert main(options) == 0  # which needs no Ray where nothing is left to do
+    assert main([*options[:2], "--faces", f"{options[5]}/faces", *options[4:]]) == 0
     again = json.loads((tmp_path / "out" / "models.json").read_text())
     assert (again["lines"], again["failed"]) == (found["lines"], {})
     assert {path: path.stat().st_mtime_ns for path in before} == before

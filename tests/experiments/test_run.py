@@ -8,25 +8,22 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import cv2
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
-from helpers import preprocess_here, write_face_shards
+from helpers import import_noise, preprocess_here, write_face_shards
 from seen import Seen
 from torch import nn
 
-from dfdc_ray.config import ImportConfig, TrainConfig
+from dfdc_ray.config import TrainConfig
 from dfdc_ray.demo.corpus import demo_split, write_corpus
 from dfdc_ray.errors import UserError
 from dfdc_ray.experiments import run
 from dfdc_ray.experiments.cells import IMPROVED_NAME, Cell, cells
 from dfdc_ray.experiments.config import ExperimentsConfig
 from dfdc_ray.experiments.table import Line
-from dfdc_ray.preprocess.crops import import_crops
 from dfdc_ray.preprocess.run import preprocess
 from dfdc_ray.shards.manifest import read_ledger, read_manifest
 from dfdc_ray.train.loop import train_loop
@@ -99,26 +96,12 @@ def test_the_whole_table_in_miniature(
     assert "epoch 1 of 1" not in capsys.readouterr().out
 
 
-def _import(out: Path, *, families: int) -> None:
-    """Crops of noise, one a video and a part a family: one real video and two fakes of it."""
-    rng = np.random.default_rng(0)
-    pictures = [cv2.imencode(".jpg", rng.integers(0, 255, (64, 64, 3), dtype=np.uint8))[1].tobytes() for _ in range(3 * families)]
-    rows = [
-        {"video": f"f{i // 3}v{i % 3}.mp4", "label": "FAKE" if i % 3 else "REAL", "original": f"f{i // 3}v0.mp4" if i % 3 else None}
-        | {"part": i // 3, "jpeg": picture}
-        for i, picture in enumerate(pictures)
-    ]
-    crops = out.with_suffix(".parquet")
-    pq.write_table(pa.Table.from_pylist(rows), crops)
-    import_crops(ImportConfig(crops=(str(crops),), out=str(out)))
-
-
 def test_of_faces_made_before_the_lines_that_can_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dfdc_ray.models.resnet34.ResNet34", Small)
     monkeypatch.setattr(run, "train", _train_here)
     monkeypatch.setattr(run, "preprocess", lambda config: pytest.fail("preprocessing began"))
     faces = tmp_path / "faces"
-    _import(faces, families=8)
+    import_noise(faces, families=8)
     before = set(faces.rglob("*"))
     options: dict[str, Any] = SMALL | {"split": "parts:0-3/4-5/6-7"}
     run.report(ExperimentsConfig(faces=str(faces), out=str(tmp_path / "out"), epochs=(1, 1), **options))
