@@ -96,6 +96,7 @@ def combined(checkpoints: Sequence[Members], weights: Sequence[float], bias: flo
         "selection": _one_or_all(configs, "selection"),
         "epoch": ", ".join(str(c["epoch"]) for c in configs),
         "versions": first["versions"],
+        **{"rule": c["rule"] for c in configs if "rule" in c},  # by which a member that is a logistic combination was fitted
         "files": {"model.safetensors": "; ".join(dict.fromkeys(c["files"]["model.safetensors"] for c in configs))},  # until it is saved
     }
     return Members(tuple(members), bias, config)

@@ -80,6 +80,14 @@ def test_a_saved_combination_is_a_checkpoint_like_any_other(two: tuple[str, str]
     assert _logits(Scorer(nested)) == pytest.approx((2 * a - 0.5 * b + 0.25 + a) / 2, abs=1e-4)
 
 
+def test_a_member_that_was_fitted_by_a_rule_brings_it_along(two: tuple[str, str]) -> None:
+    fitted, other = (load_members(uri) for uri in two)
+    fitted.config["rule"] = "mean_logit"
+    for members in ([fitted, other], [other, fitted]):
+        assert Scorer(mean(members)).rule == "mean_logit"
+    assert Scorer(mean([other, other])).rule == "mean"
+
+
 def test_on_clips_a_model_of_frames_gives_the_mean_of_its_logits(two: tuple[str, str], tmp_path: Path) -> None:
     over_time = _checkpoint(tmp_path / "c", "r3d_18", 32, 1)
     scores = load_scorer(over_time).score([PICTURES])
