@@ -15,7 +15,7 @@ from dfdc_ray.models import create_model, takes_clips, takes_sound
 from dfdc_ray.train import checkpoint
 
 # Of the faces' configuration, what may differ without changing a face; and what of it matters to a model that looks at clips.
-FREE = ("sampling", "frames", "clips", "stride", "real_multiplier", "sound")
+FREE = ("sampling", "frames", "clips", "stride", "real_multiplier", "sound", "landmarks")
 OF_CLIPS = ("sampling", "frames", "stride")
 _NEEDED = ("split", "train_groups", "validation_groups", "prior", "data_hash", "faces_config", "selection", "epoch", "versions")
 
@@ -83,6 +83,7 @@ def combined(checkpoints: Sequence[Members], weights: Sequence[float], bias: flo
         replace(member, weight=weight * member.weight) for weight, each in zip(weights, checkpoints, strict=True) for member in each.members
     ]
     bias += sum(weight * each.bias for weight, each in zip(weights, checkpoints, strict=True))
+    rules = [c["rule"] for c in configs if "rule" in c]  # by which members that are logistic combinations were fitted: there is one
     first = next((each for each in checkpoints if each.clips), checkpoints[0]).config  # whose faces suit all
     config = {
         "model": f"{how} of {', '.join(c['model'] for c in configs)}",
@@ -96,7 +97,7 @@ def combined(checkpoints: Sequence[Members], weights: Sequence[float], bias: flo
         "selection": _one_or_all(configs, "selection"),
         "epoch": ", ".join(str(c["epoch"]) for c in configs),
         "versions": first["versions"],
-        **{"rule": c["rule"] for c in configs if "rule" in c},  # by which a member that is a logistic combination was fitted
+        **({"rule": rules[0]} if rules else {}),
         "files": {"model.safetensors": "; ".join(dict.fromkeys(c["files"]["model.safetensors"] for c in configs))},  # until it is saved
     }
     return Members(tuple(members), bias, config)

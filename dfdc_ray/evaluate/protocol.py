@@ -1,7 +1,7 @@
 """What must be known before and beside the numbers of an evaluation: on what they were taken, how, and what they do not say."""
 
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import version
 from typing import Any
@@ -56,6 +56,15 @@ def warnings_of(config: EvaluateConfig, scorer: Scorer, manifest: Manifest, vide
     if differing:
         found.append(f"These faces were made in another way than those of training: {'; '.join(differing)}.")
     return tuple(found)
+
+
+def in_short(protocol: Mapping[str, Any]) -> str:
+    """What a table on a console says of how its numbers were taken."""
+    split = protocol["split_rule"] if protocol["split"] == "all" else f"the {protocol['split']} split of {protocol['split_rule']}"
+    return (
+        f"{split}; {protocol['frames_used']}; checkpoint of the {protocol['checkpoint_rule']}, epoch {protocol['checkpoint_epoch']}; "
+        f"data hash {protocol['data_hash'][:12]}"
+    )
 
 
 def protocol(

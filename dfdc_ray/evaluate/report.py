@@ -55,7 +55,7 @@ class Report:
     frame: Level
     videos: tuple[JudgedVideo, ...]  # ascending video_id
     unlabelled_videos: int
-    frame_scores: np.ndarray  # float64 [F], for the pictures
+    frame_scores: np.ndarray  # float64 [F], of each video its frames_scored, in the order of videos
     frame_labels: np.ndarray  # int64 [F], 0 real, 1 fake
     rules: Mapping[str, Metrics]  # by video, by each rule of aggregation, not calibrated
     rule: str  # the one in use

@@ -1,7 +1,7 @@
 """The tables of a report, as sections of a page or of Markdown, and on the console."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from dfdc_ray.evaluate import calibration
 from dfdc_ray.evaluate.appearance import SKIN_TONES, skin_tone_class
 from dfdc_ray.evaluate.duplicates import CLOSE
 from dfdc_ray.evaluate.metrics import FEW_GROUPS, THRESHOLD, Interval, Level, Metrics, binary_metrics, bootstrap, log_losses
+from dfdc_ray.evaluate.protocol import in_short
 from dfdc_ray.evaluate.report import WORST, JudgedVideo, Report
 from dfdc_ray.pages import Section, Table
 
@@ -119,7 +120,9 @@ def configuration(report: Report) -> Section:
 def slices(report: Report) -> list[Section]:
     """The metrics by what is known of the videos, by other rules, after changes, and before calibration."""
     few = f"In brackets 95 % intervals over the groups of each line; of fewer than {FEW_GROUPS} they are too narrow, of one there is none."
-    found = [Section(f"By {title}", [_slice_table(beside, some), few]) for title, beside, some in _slices(report.videos)]
+    ends = np.cumsum([v.frames_scored for v in report.videos])
+    frames = {v.video_id: scores for v, scores in zip(report.videos, np.split(report.frame_scores, ends[:-1]), strict=True)}
+    found = [Section(f"By {title}", [_slice_table(beside, some, frames), few]) for title, beside, some in _slices(report.videos)]
     if any(v.lightness is not None for v in report.videos):
         note = "Lightness (CIELAB) and skin tone are of the pictures' middles, lamps and cameras included; medians over the frames."
         found[-1] = Section(found[-1].title, [*found[-1].body, note])
@@ -208,7 +211,8 @@ def _slices(videos: Sequence[JudgedVideo]) -> list[tuple[str, str, list[Slice]]]
     return found
 
 
-def _slice_table(beside: str, some: list[Slice]) -> Table:
+def _slice_table(beside: str, some: list[Slice], frames: Mapping[str, np.ndarray]) -> Table:
+    """frames: by video_id the scores of its frames."""
     rows = []
     for name, videos in some:
         labels = np.array([v.label == "FAKE" for v in videos], dtype=np.int64)
@@ -216,8 +220,11 @@ def _slice_table(beside: str, some: list[Slice]) -> Table:
         m, intervals = binary_metrics(scores, labels), bootstrap(scores, labels, np.array([v.group_id for v in videos]))
         metrics = ("recall_real", "recall_fake", "log_loss", "auc")
         cells = [number(getattr(m, metric), m) + _brackets(intervals[metric]) for metric in metrics]
-        rows.append([name, str(m.reals), str(m.fakes), *cells])
-    return Table([beside, "reals", "fakes", "recall of reals", "recall of fakes", "log loss", "ROC AUC"], rows)
+        of_frames = [frames[v.video_id] for v in videos]
+        f = binary_metrics(np.concatenate(of_frames), np.repeat(labels, [len(scores) for scores in of_frames]))
+        rows.append([name, str(m.reals), str(m.fakes), *cells, str(f.n), number(f.log_loss, f), number(f.auc, f)])
+    of_videos = ["recall of reals", "recall of fakes", "log loss", "ROC AUC"]
+    return Table([beside, "reals", "fakes", *of_videos, "frames", "frame log loss", "frame ROC AUC"], rows)
 
 
 def _rules(report: Report) -> Section:
@@ -289,6 +296,7 @@ def show(report: Report, console: Console) -> None:
             interval = between(level.intervals.get(name), digits=3)  # so that 80 columns hold it
             table.add_row(title, f"[bold]{number(value, m)}[/]", interval, *others, count)
         console.print(table, highlight=False)
+    console.print(in_short(report.protocol), markup=False, highlight=False)
     if report.unscored:
         counts = Counter(v.status for v in report.unscored)
         listed = ", ".join(f"{counts[status]} {status}" for status in sorted(counts))

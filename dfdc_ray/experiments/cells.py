@@ -10,12 +10,13 @@ from dfdc_ray.config import Balance, Objective
 from dfdc_ray.experiments.config import ExperimentsConfig
 from dfdc_ray.experiments.regroup import By
 from dfdc_ray.models import NO_FILE
+from dfdc_ray.shards.manifest import read_manifest
 
 MAJORITY = 0.8075  # the report's numbers, frame accuracy on the Kaggle sample; its split is not stated
 MVP = 0.865
 IMPROVED = 0.94
 IMPROVED_NAME = "faces, 4x reals (improved)"
-DRAWN_NAME = "faces, reals drawn more often (improved)"  # the same of faces made before, which may have no more frames of reals
+DRAWN_NAME = "faces, reals drawn more often (improved)"  # the same of faces made before that have not four times the frames of reals
 CENTRE_NAME = "faces, 5 frames from the middle"
 SECONDS_NAME = "faces, 10 frames a second"
 REAL_MULTIPLIER = 4
@@ -76,9 +77,10 @@ def wanting(config: ExperimentsConfig) -> dict[str, str]:
 def _every(config: ExperimentsConfig) -> list[Cell]:
     first, later = config.epochs
     given = config.faces is not None
+    drawn = given and read_manifest(str(config.faces)).config["real_multiplier"] != REAL_MULTIPLIER
     usual: dict[str, Any] = {
         "faces": {} if given else {"frames": config.frames, "real_multiplier": REAL_MULTIPLIER},
-        "balance": "sample" if given else "frames",
+        "balance": "sample" if drawn else "frames",
         "epochs": later,
         "image_size": config.image_size,
         "batch_size": config.batch_size,
@@ -91,7 +93,7 @@ def _every(config: ExperimentsConfig) -> list[Cell]:
     return [
         Cell(name="whole frames (MVP)", reported=MVP, **mvp),
         Cell(name="whole frames, the report's settings", reported=MVP, **mvp | reports | {"learning_rate": REPORTS_RATES[0]}),
-        Cell(name=DRAWN_NAME if given else IMPROVED_NAME, reported=IMPROVED, **usual),
+        Cell(name=DRAWN_NAME if drawn else IMPROVED_NAME, reported=IMPROVED, **usual),
         *(
             Cell(name=f"faces, the report's settings, {rate:g}", reported=IMPROVED, **usual | reports | {"learning_rate": rate})
             for rate in REPORTS_RATES

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+import pyarrow.compute as pc
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -13,7 +14,8 @@ from dfdc_ray.errors import UserError
 from dfdc_ray.experiments.cells import folder_name
 from dfdc_ray.experiments.config import ModelsConfig
 from dfdc_ray.models import NAMES, create_model, only_side, pretrained, takes_clips, takes_sound
-from dfdc_ray.shards.manifest import read_manifest
+from dfdc_ray.preprocess.crops import LANDMARKS_BY
+from dfdc_ray.shards.manifest import read_ledger, read_manifest
 from dfdc_ray.train.plan import MAY_CHANGE
 from dfdc_ray.video.sound import WINDOW
 
@@ -85,9 +87,11 @@ def faces_of(config: ModelsConfig) -> str:
 def with_given_faces(config: ModelsConfig) -> ModelsConfig:
     """The settings, those of sampling as --faces was made. UserError where it is no output of preprocess or import."""
     made = read_manifest(faces_of(config)).config
-    sampled: dict[str, Any] = {"sampling": "spread", "frames": made["frames"], "real_multiplier": made["real_multiplier"]}
+    sampled: dict[str, Any] = {"sampling": "spread", "real_multiplier": made["real_multiplier"]}
     if made["sampling"] == "clips":
-        sampled |= {"sampling": "clips", "clips": made["clips"], "stride": made["stride"]}
+        sampled |= {"sampling": "clips", "clips": made["clips"], "frames": made["frames"], "stride": made["stride"]}
+    else:  # the setting may be for each second
+        sampled["frames"] = pc.max(read_ledger(faces_of(config))["core_decoded"]).as_py()
     return replace(config, **sampled)
 
 
@@ -115,10 +119,27 @@ def chosen(config: ModelsConfig) -> list[Detector]:
         if name not in known:
             raise UserError(f"--detectors {name}: there is no such line. Known: {'; '.join(known)}.")
         if takes_clips(known[name].model) and not in_clips:
-            raise UserError(f"--detectors {name} looks at clips: give --sampling clips, also to preprocess where --faces are its output.")
+            needs = "give --sampling clips" if config.faces is None else f"preprocess --sampling clips makes them, {config.faces} has none"
+            raise UserError(f"--detectors {name} looks at clips: {needs}.")
     if config.detectors:
         return [known[name] for name in config.detectors]
     return [detector for detector in DETECTORS if in_clips or not takes_clips(detector.model)]
+
+
+def cannot_be_had(config: ModelsConfig, detectors: Sequence[Detector]) -> dict[str, str]:
+    """Of all lines, or of these that were asked for, by name why the faces cannot carry them."""
+    faces = faces_of(config)
+    found = {}
+    if not config.detectors:
+        in_clips = config.sampling == "clips"
+        found = {d.name: "it looks at clips, and these faces are none" for d in DETECTORS if takes_clips(d.model) and not in_clips}
+    if not any(row["sound"] == "ok" for row in read_ledger(faces).to_pylist()):
+        found |= {d.name: "no video of the corpus has sound" for d in detectors if takes_sound(d.model)}
+    made = read_manifest(faces).config
+    if made.get("detector", made.get("landmarks")) != LANDMARKS_BY:
+        needs = "the faces have no landmarks: preprocess --detector centerface and import --landmarks find them"
+        found |= {d.name: needs for d in detectors if d.self_blend}
+    return found
 
 
 def trainings(config: ModelsConfig, detectors: Sequence[Detector], *, faces_hash: str) -> list[Task]:

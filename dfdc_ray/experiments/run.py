@@ -36,6 +36,7 @@ from dfdc_ray.experiments.cells import Cell, cells, curve, wanting
 from dfdc_ray.experiments.config import ExperimentsConfig, ModelsConfig
 from dfdc_ray.experiments.models import (
     Task,
+    cannot_be_had,
     chosen,
     combinations,
     faces_of,
@@ -47,7 +48,7 @@ from dfdc_ray.experiments.models import (
 )
 from dfdc_ray.experiments.regroup import regroup
 from dfdc_ray.experiments.table import Line
-from dfdc_ray.models import create_model, load_weights, takes_sound
+from dfdc_ray.models import create_model, load_weights
 from dfdc_ray.preprocess.run import preprocess
 from dfdc_ray.shards.manifest import read_ledger, read_manifest
 from dfdc_ray.train import memory
@@ -178,9 +179,7 @@ def models(config: ModelsConfig) -> None:
     faces = faces_of(config)
     if config.faces is None:
         preprocess(preprocessing(config))
-    silent = not any(row["sound"] == "ok" for row in read_ledger(faces).to_pylist())
-    mute = "no video of the corpus has sound"
-    left_out = {detector.name: mute for detector in detectors if takes_sound(detector.model) and silent}
+    left_out = cannot_be_had(config, detectors)
     tasks = trainings(config, [d for d in detectors if d.name not in left_out], faces_hash=_hash_of(faces))
     failed = _all(tasks, config)
     combined = combinations(config, [task for task in tasks if task.name not in failed])

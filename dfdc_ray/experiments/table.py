@@ -160,10 +160,13 @@ def _warnings(config: ExperimentsConfig, lines: Sequence[Line]) -> list[str]:
 
 def _sections(config: ExperimentsConfig, lines: Sequence[Line], left_out: Mapping[str, str]) -> list[Section]:
     of_improved = _improved(lines).report["protocol"]
+    epochs = f"{config.epochs[1]} for faces"
+    if config.faces is None:
+        epochs = f"{config.epochs[0]} for whole frames, {epochs}"
     protocol = (
         f"Every line is judged on core frames of the test split by its own rule ({of_improved['split_rule']}, but where the line is named "
         f"by its split), by which nothing was chosen: the checkpoint is that with the {of_improved['checkpoint_rule']}. Epochs: "
-        f"{config.epochs[0]} for whole frames, {config.epochs[1]} for faces; learning rate {config.learning_rate:g} and batch "
+        f"{epochs}; learning rate {config.learning_rate:g} and batch "
         f"{config.batch_size} unless the line says otherwise. Lines differ in their frames, so their denominators do too. Intervals are "
         f"bootstraps over groups{_caution(lines)}. `report`: the founding report's frame accuracy, on the Kaggle sample, its split "
         "unstated."

@@ -35,6 +35,7 @@ from dfdc_ray import storage
 from dfdc_ray.cluster.run import connect, joined, require
 from dfdc_ray.config import TrainConfig
 from dfdc_ray.console import console
+from dfdc_ray.corpus.splits import describe as describe_split
 from dfdc_ray.errors import UserError
 from dfdc_ray.models import NO_FILE
 from dfdc_ray.shards.cache import check_folder
@@ -236,7 +237,8 @@ def _summary(config: TrainConfig) -> None:
     assert saved is not None
     history = saved.config["history"]
     best = min(history, key=lambda entry: entry["video_log_loss"])
-    table = Table(title="Validation")
+    caption = f"{describe_split(config.split)}; core faces; data hash {saved.config['data_hash'][:12]}"
+    table = Table(title="Validation", caption=caption, caption_justify="left")
     for name in ("epoch", "train loss", "frame log loss", "frame AUC", "video log loss", "video AUC", "images /s", "data wait"):
         table.add_column(name, justify="right")
     for e in history:

@@ -134,6 +134,7 @@ def test_what_does_not_go_together_is_refused(two: tuple[str, str], tmp_path: Pa
     other = _checkpoint(tmp_path / "faces", "meso4", 256, 3, faces_config={"margin": 0.1, "frames": 4})
     with pytest.raises(UserError, match=r"different ways \(margin\)"):
         load_scorer(two[0], other)
+    load_scorer(two[0], _checkpoint(tmp_path / "landmarks", "meso4", 256, 3, faces_config={"margin": 0.3, "landmarks": "centerface"}))
     with pytest.raises(UserError, match="No checkpoint is given"):
         load_scorer()
     older = checkpoint.load(two[1])

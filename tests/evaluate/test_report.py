@@ -44,11 +44,17 @@ def _video(name: str, label: str, score: float | None, **more: object) -> Judged
 
 def _report(videos: list[JudgedVideo]) -> Report:
     scores, labels = np.array([v.counted_as for v in videos]), np.array([int(v.label == "FAKE") for v in videos])
+    frames = np.repeat(scores, [v.frames_scored for v in videos]), np.repeat(labels, [v.frames_scored for v in videos])
     level = judge(scores, labels, np.array([v.group_id for v in videos]), train_prior=PRIOR)
     return Report(
         title="Evaluation of resnet34 on the test split",
         protocol={
+            "split": "test",
             "split_rule": "hash:0",
+            "frames_used": "core frames only",
+            "checkpoint_rule": "lowest loss",
+            "checkpoint_epoch": 2,
+            "data_hash": "0123456789abcdef",
             "calibration": "none",
             "videos": len(videos),
             "train_prior": PRIOR,
@@ -60,8 +66,8 @@ def _report(videos: list[JudgedVideo]) -> Report:
         frame=level,
         videos=tuple(videos),
         unlabelled_videos=3,
-        frame_scores=scores,
-        frame_labels=labels,
+        frame_scores=frames[0],
+        frame_labels=frames[1],
         rules={"mean": level.metrics, "max": level.metrics},
         rule="mean",
         robustness=(),
@@ -87,6 +93,15 @@ def report() -> Report:
             _video("fade1", "FAKE", None, status="poison", stage="decode", error="killed | twice"),
         ]
     )
+
+
+def test_slices_are_by_video_and_by_frame(report: Report) -> None:
+    """The fake of an unknown method with a face beside the reals: 3 of 4 videos have a score, of 4 frames each."""
+    text = markdown(report)
+    row = next(line for line in text.splitlines() if line.startswith("| not known |")).split(" | ")
+    assert row[1:3] == ["3", "2"]  # videos
+    assert row[-3] == "12"  # frames: of two reals and one fake
+    assert row[-1].startswith("0.5000")  # 0.8 lies above the one real's 0.1 and below the other's 0.9
 
 
 def test_all_files_are_written(report: Report, tmp_path: Path) -> None:

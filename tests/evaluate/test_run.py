@@ -285,11 +285,12 @@ def test_one_group_and_the_split_that_chose_the_checkpoint(faces: Path, best: Pa
 
 
 def test_faces_made_in_another_way_are_pointed_out(faces: Path, best: Path, tmp_path: Path) -> None:
-    changed = _changed(best, tmp_path / "changed", faces_config=asdict(SETTINGS) | {"margin": 0.1, "frames": 99})
+    changed = _changed(best, tmp_path / "changed", faces_config=asdict(SETTINGS) | {"margin": 0.1, "frames": 99, "landmarks": "centerface"})
     report = _evaluate(faces, changed, tmp_path / "report")
     (warning,) = (w for w in report["warnings"] if "another way" in w)
     assert "margin 0.1 in training" in warning
     assert "frames" not in warning
+    assert "landmarks" not in warning  # they change no picture
 
 
 def test_two_checkpoints_and_their_combination(faces: Path, best: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

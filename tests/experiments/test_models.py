@@ -20,7 +20,17 @@ from dfdc_ray.demo.corpus import write_corpus
 from dfdc_ray.errors import UserError
 from dfdc_ray.experiments import models_table
 from dfdc_ray.experiments.config import BonettiniConfig, ModelsConfig
-from dfdc_ray.experiments.models import COMBINATIONS, Task, chosen, combinations, macs_a_video, preprocessing, trainings, with_given_faces
+from dfdc_ray.experiments.models import (
+    COMBINATIONS,
+    Task,
+    cannot_be_had,
+    chosen,
+    combinations,
+    macs_a_video,
+    preprocessing,
+    trainings,
+    with_given_faces,
+)
 from dfdc_ray.experiments.run import models
 from dfdc_ray.models import NAMES, only_side, takes_clips
 
@@ -90,8 +100,12 @@ def test_faces_made_before_say_how_they_were_sampled(tmp_path: Path) -> None:
     of_crops = with_given_faces(replace(CONFIG, corpus=(), faces=str(tmp_path / "crops")))
     assert (of_crops.sampling, of_crops.frames, of_crops.real_multiplier) == ("spread", 1, 1)
     assert {task.make.faces for task in _tasks(of_crops)} == {str(tmp_path / "crops")}
-    with pytest.raises(UserError, match="r3d_18 looks at clips: give --sampling clips, also to preprocess"):
+    with pytest.raises(UserError, match=r"r3d_18 looks at clips: preprocess --sampling clips makes them, .*crops has none"):
         chosen(replace(of_crops, detectors=("r3d_18",)))
+    absent = cannot_be_had(of_crops, chosen(of_crops))
+    assert set(absent) == {task.name for task in _tasks(CONFIG) if takes_clips(task.detectors[0].model)} | {"resnet34-self-blended"}
+    assert "looks at clips" in absent["r3d_18"]
+    assert "import --landmarks" in absent["resnet34-self-blended"]
     (tmp_path / "clips").mkdir()
     write_manifest(
         tmp_path / "clips",

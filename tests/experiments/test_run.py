@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
-from helpers import import_noise, preprocess_here, write_face_shards
+from helpers import import_noise, preprocess_here, write_face_shards, write_manifest
 from seen import Seen
 from torch import nn
 
@@ -97,14 +97,10 @@ def test_the_whole_table_in_miniature(
 
 
 def test_of_faces_made_before_the_lines_that_can_be_had(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dfdc_ray.models.resnet34.ResNet34", Small)
-    monkeypatch.setattr(run, "train", _train_here)
-    monkeypatch.setattr(run, "preprocess", lambda config: pytest.fail("preprocessing began"))
-    faces = tmp_path / "faces"
-    import_noise(faces, families=8)
-    before = set(faces.rglob("*"))
-    options: dict[str, Any] = SMALL | {"split": "parts:0-3/4-5/6-7"}
-    run.report(ExperimentsConfig(faces=str(faces), out=str(tmp_path / "out"), epochs=(1, 1), **options))
+    import_noise(tmp_path / "faces", families=8)
+    _without(monkeypatch)
+    config = ExperimentsConfig(faces=str(tmp_path / "faces"), out=str(tmp_path / "out"), weights="none")
+    run.report(config)
     found = json.loads((tmp_path / "out" / "experiments.json").read_text())
     assert [line["cell"]["name"] for line in found["lines"]] == [
         "faces, reals drawn more often (improved)",
@@ -117,6 +113,7 @@ def test_of_faces_made_before_the_lines_that_can_be_had(tmp_path: Path, monkeypa
         "faces, 1 of 4 training groups",
         "faces, 2 of 4 training groups",
     ]
+    assert [line["cell"]["balance"] for line in found["lines"]] == ["sample"] * 4 + ["none"] + ["sample"] * 4
     assert set(found["left_out"]) == {
         "whole frames (MVP)",
         "whole frames, the report's settings",
@@ -125,11 +122,25 @@ def test_of_faces_made_before_the_lines_that_can_be_had(tmp_path: Path, monkeypa
     }
     text = (tmp_path / "out" / "experiments.md").read_text()
     assert "Left out: faces, 10 frames a second: wants other frames of the videos than --faces holds" in text
-    assert set(faces.rglob("*")) == before  # the regrouped copies lie in OUT
-    improved = json.loads(Path(found["lines"][0]["report"]).read_text())["protocol"]
-    assert improved["data_hash"] == read_manifest(str(faces)).data_hash
-    trained = json.loads(Path(found["lines"][0]["report"]).parents[1].joinpath("train", "best", "config.json").read_text())
-    assert trained["train_config"]["balance"] == "sample"
+    assert "whole frames, 15" not in text
+
+
+def test_faces_made_before_are_regrouped_in_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "preprocess", lambda config: pytest.fail("preprocessing began"))
+    import_noise(tmp_path / "faces", families=8)
+    before = set((tmp_path / "faces").rglob("*"))
+    config = ExperimentsConfig(faces=str(tmp_path / "faces"), out=str(tmp_path / "out"))
+    of = {cell.split_by: run._faces(config, cell, set()) for cell in cells(config)}
+    assert of[None] == (str(tmp_path / "faces"), "hash:0")
+    assert {Path(faces).parent for faces, _ in (of["family"], of["frame"])} == {tmp_path / "out" / "faces"}
+    assert len(read_ledger(of["frame"][0])) == 24
+    assert set((tmp_path / "faces").rglob("*")) == before
+
+
+def test_faces_made_before_with_four_times_the_frames_of_reals_are_the_report_s(tmp_path: Path) -> None:
+    write_manifest(tmp_path, [{"path": "faces/a.parquet", "rows": 1, "sha256": "0" * 64}], {"real_multiplier": 4})
+    improved = next(cell for cell in cells(ExperimentsConfig(faces=str(tmp_path), out="out")) if cell.improved)
+    assert (improved.name, improved.balance) == (IMPROVED_NAME, "frames")
 
 
 @pytest.mark.parametrize("options", [{}, {"corpus": ("videos",), "faces": "faces"}])

@@ -3,7 +3,10 @@
 import json
 import math
 import shutil
-from dataclasses import replace
+import signal
+import subprocess
+import sys
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -158,6 +161,7 @@ def test_videos_left_out_for_want_of_sound_are_counted(tmp_path: Path, capsys: p
         (7, {"objective": "triplet"}),
         (7, {"self_blend": 0.5}),
         (7, {"cutmix": 0.5}),
+        (9, {"checkpoint_minutes": 15.0}),  # none since the first epoch
     ],
 )
 def test_resumes_exactly(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kill_at: int, changes: dict) -> None:
@@ -165,10 +169,11 @@ def test_resumes_exactly(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, t
     config = replace(config, epochs=2, **changes)
     expected = train_loop(config, prepare(config))
 
-    cut = replace(config, out=str(tmp_path / "cut"), checkpoint_minutes=1e-9)
+    cut = replace(config, out=str(tmp_path / "cut"), **{"checkpoint_minutes": 1e-9} | changes)
     with pytest.raises(Killed):
         _train_until(cut, kill_at, monkeypatch)
-    assert checkpoint.newest(checkpoints(cut)).config["step"] == kill_at  # type: ignore[union-attr]
+    newest = kill_at if cut.checkpoint_minutes < 1 else 6
+    assert checkpoint.newest(checkpoints(cut)).config["step"] == newest  # type: ignore[union-attr]
     before = checkpoint.newest(checkpoints(cut)).state["seconds"]  # type: ignore[union-attr,index]
     history = train_loop(cut, prepare(cut))
     assert history[-1]["seconds"] > before  # what was spent on the epoch before the kill counts
@@ -179,6 +184,41 @@ def test_resumes_exactly(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, t
     for where in (lambda c: checkpoint.newest(checkpoints(c)), lambda c: checkpoint.load(f"{c.out}/best")):
         whole, resumed = where(config), where(cut)
         assert all(torch.equal(whole.weights[k], resumed.weights[k]) for k in whole.weights)
+
+
+_KILLED = """
+import json, os, signal, sys
+from dfdc_ray.config import TrainConfig
+from dfdc_ray.train import loop
+from dfdc_ray.train.plan import prepare
+
+config, real, done = TrainConfig(**json.loads(sys.argv[1])), loop.step, []
+
+def step(*args, **options):
+    if len(done) == 8:
+        os.kill(os.getpid(), signal.SIGKILL)
+    done.append(1)
+    return real(*args, **options)
+
+loop.step = step
+loop.train_loop(config, prepare(config))
+"""
+
+
+@pytest.mark.parametrize("minutes", [1e-9, 15.0])
+def test_a_process_that_is_killed_and_started_again_ends_with_the_same_weights(config: TrainConfig, tmp_path: Path, minutes: float) -> None:
+    """By SIGKILL in the third step of the second epoch; with a checkpoint of every step, and with none since the first epoch."""
+    config = replace(config, model="meso4", image_size=256, epochs=2, loader_workers=0)
+    train_loop(config, prepare(config))
+    cut = replace(config, out=str(tmp_path / "cut"), checkpoint_minutes=minutes)
+    done = subprocess.run(
+        [sys.executable, "-c", _KILLED, json.dumps(asdict(cut))], capture_output=True, text=True, timeout=200, check=False
+    )
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert checkpoint.newest(checkpoints(cut)).config["step"] == (8 if minutes < 1 else 6)  # type: ignore[union-attr]
+    train_loop(cut, prepare(cut))
+    whole, resumed = (checkpoint.newest(checkpoints(c)).weights for c in (config, cut))  # type: ignore[union-attr]
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
 
 class TinyOverTime(Tiny):
