@@ -16,7 +16,7 @@ from dfdc_ray.train import transforms
 from dfdc_ray.train.validation import to_device
 
 SIDE = 224  # pixels of a page's pictures, at most
-_BATCH, _CLIPS = 16, 2
+_BATCH, _CLIPS = 16, 2  # pictures of models of single frames, and clips, at a time
 _OPACITY = 0.55  # of the hottest place
 
 
@@ -98,7 +98,7 @@ def _heat(scorer: Scorer, member: Member, faces: Sequence[torch.Tensor]) -> torc
     cam = LayerGradCam(member.model, member.model.get_submodule(str(member.model.MAPS)))
     way = transforms.evaluation(member.transform)
     found = []
-    step = _CLIPS if member.clips else _BATCH
+    step = _CLIPS if member.clips else max(1, _BATCH // len(faces[0]))
     for first in range(0, len(faces), step):
         clips = torch.stack([way(each) for each in faces[first : first + step]])
         n, t = clips.shape[:2]

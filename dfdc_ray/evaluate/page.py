@@ -28,9 +28,11 @@ def page(report: Report, pictures: Mapping[str, bytes], mistakes: Sequence[Mista
         unscored=unscored,
         worst=worst,
         configuration=tables.configuration(report),
-        mistakes=[(mistake, _facts(mistake), _places(mistake, out)) for mistake in mistakes],
+        mistakes=[(mistake, _facts(mistake, report.unit), _places(mistake, out)) for mistake in mistakes],
         maps=any(face.shown.heat for mistake in mistakes for face in mistake.faces),
         moment=_moment,
+        what="frames" if report.protocol["configuration"]["faces"].get("crop") == "frame" else "faces",
+        maps_of=report.maps_of,
     )
 
 
@@ -46,12 +48,12 @@ def _tiles(report: Report) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _facts(mistake: Mistake) -> str:
+def _facts(mistake: Mistake, unit: str) -> str:
     v = mistake.video
     said = [
         f"{v.label}, called {'real' if v.label == 'FAKE' else 'fake'} at {v.counted_as:.4f}",
         *filter(None, [v.method]),
-        f"{v.frames_scored} of {v.frames_sampled} frames scored",
+        f"{v.frames_scored} of {v.frames_sampled} {unit} scored",
     ]
     return " · ".join(said)
 

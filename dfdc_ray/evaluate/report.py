@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -61,6 +61,8 @@ class Report:
     rule: str  # the one in use
     robustness: tuple[Robustness, ...]  # empty: not asked for
     near_duplicates: tuple[Pair, ...] | None  # of training videos; None: not looked for
+    unit: Literal["frames", "clips"] = "frames"  # what is scored, and what else is said of frames here is said of
+    maps_of: str = ""  # of several models, some of which have no heat maps, those that have
 
     @property
     def calibrated(self) -> bool:

@@ -23,6 +23,7 @@ from dfdc_ray.evaluate.aggregate import DEFAULT, RULES, Aggregate, aggregate, de
 from dfdc_ray.evaluate.appearance import appearance
 from dfdc_ray.evaluate.calibration import Calibration
 from dfdc_ray.evaluate.duplicates import near_duplicates
+from dfdc_ray.evaluate.heat import drawn
 from dfdc_ray.evaluate.metrics import binary_metrics, change_of_auc, judge, log_losses
 from dfdc_ray.evaluate.mistakes import Mistake, mistakes
 from dfdc_ray.evaluate.protocol import protocol, warnings_of
@@ -207,6 +208,8 @@ def _report(
         rule=scorer.rule,
         robustness=tuple(changed),
         near_duplicates=None if training is None else near_duplicates(faces.rows, training),
+        unit="clips" if scorer.clips else "frames",
+        maps_of=drawn(scorer),
     )
     return report, mistakes(report.worst, found, faces.rows, scores, scorer=scorer, manifest=manifest)
 

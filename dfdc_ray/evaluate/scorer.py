@@ -39,7 +39,7 @@ class Scorer:
         self.calibration, self.sound = calibration, members.sound
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         for member in self.members:
-            model_to_device(member.model, self.device).eval()
+            model_to_device(member.model, self.device).eval().requires_grad_(False)  # heat maps need gradients of their maps alone
 
     @property
     def faces_config(self) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def numbers(report: Report) -> list[Section]:
     """What the numbers were taken on, and the metrics beside those of the baselines."""
     rows = [[key.replace("_", " "), _plain(value)] for key, value in report.protocol.items() if key != "configuration"]
     protocol = Section("Protocol", [Table(["what", "value"], rows, names=[1], texts=[1])])
-    return [protocol, _level(report.video, "videos"), _level(report.frame, "frames")]
+    return [protocol, _level(report.video, "videos"), _level(report.frame, report.unit)]
 
 
 def configuration(report: Report) -> Section:
@@ -122,7 +122,9 @@ def slices(report: Report) -> list[Section]:
     few = f"In brackets 95 % intervals over the groups of each line; of fewer than {FEW_GROUPS} they are too narrow, of one there is none."
     ends = np.cumsum([v.frames_scored for v in report.videos])
     frames = {v.video_id: scores for v, scores in zip(report.videos, np.split(report.frame_scores, ends[:-1]), strict=True)}
-    found = [Section(f"By {title}", [_slice_table(beside, some, frames), few]) for title, beside, some in _slices(report.videos)]
+    found = [
+        Section(f"By {title}", [_slice_table(beside, some, frames, report.unit), few]) for title, beside, some in _slices(report.videos)
+    ]
     if any(v.lightness is not None for v in report.videos):
         note = "Lightness (CIELAB) and skin tone are of the pictures' middles, lamps and cameras included; medians over the frames."
         found[-1] = Section(found[-1].title, [*found[-1].body, note])
@@ -145,13 +147,13 @@ def coverage(report: Report) -> Section:
         frames = sum(v.frames_scored for v in some)
         shares = [pages.percent(scored, len(some)), str(sampled), str(frames), pages.percent(frames, sampled)]
         rows.append([name, str(len(some)), str(scored), *shares])
-    head = ["videos", "all", "with a score", "share", "frames sampled", "with a face that was scored", "share"]
+    head = ["videos", "all", "with a score", "share", f"{report.unit} sampled", "with a face that was scored", "share"]
     body: list[str | Table] = [Table(head, rows)]
     least = sorted((v for v in report.videos if 0 < v.frames_scored < v.frames_sampled), key=lambda v: v.frames_scored / v.frames_sampled)
     if least:
-        body.append("The scored videos with the smallest share of their frames scored:")
+        body.append(f"The scored videos with the smallest share of their {report.unit} scored:")
         cells = [[v.video_id, v.label, f"{v.frames_scored} of {v.frames_sampled}", f"{v.counted_as:.4f}"] for v in least[:WORST]]
-        body.append(Table(["video", "label", "frames scored", "score"], cells))
+        body.append(Table(["video", "label", f"{report.unit} scored", "score"], cells))
     return Section("Coverage", body)
 
 
@@ -166,7 +168,7 @@ def losses(report: Report) -> tuple[Section, Section]:
     body.append(f"In {short} of the {scored} scored videos no track was long enough, so the longest counted.")
     body.append(f"Videos without a label, which no split holds: {report.unlabelled_videos}.")
     rows = [[v.video_id, v.label, v.method or "", f"{v.counted_as:.4f}", f"{v.frames_scored} of {v.frames_sampled}"] for v in report.worst]
-    worst = Table(["video", "label", "method", "score", "frames scored"], rows, names=[2])
+    worst = Table(["video", "label", "method", "score", f"{report.unit} scored"], rows, names=[2])
     return Section("Videos without a score", body), Section("Worst mistakes", [worst] if rows else ["None."])
 
 
@@ -211,8 +213,8 @@ def _slices(videos: Sequence[JudgedVideo]) -> list[tuple[str, str, list[Slice]]]
     return found
 
 
-def _slice_table(beside: str, some: list[Slice], frames: Mapping[str, np.ndarray]) -> Table:
-    """frames: by video_id the scores of its frames."""
+def _slice_table(beside: str, some: list[Slice], frames: Mapping[str, np.ndarray], unit: str) -> Table:
+    """frames: by video_id the scores of its frames (or clips, which is then the unit)."""
     rows = []
     for name, videos in some:
         labels = np.array([v.label == "FAKE" for v in videos], dtype=np.int64)
@@ -224,7 +226,8 @@ def _slice_table(beside: str, some: list[Slice], frames: Mapping[str, np.ndarray
         f = binary_metrics(np.concatenate(of_frames), np.repeat(labels, [len(scores) for scores in of_frames]))
         rows.append([name, str(m.reals), str(m.fakes), *cells, str(f.n), number(f.log_loss, f), number(f.auc, f)])
     of_videos = ["recall of reals", "recall of fakes", "log loss", "ROC AUC"]
-    return Table([beside, "reals", "fakes", *of_videos, "frames", "frame log loss", "frame ROC AUC"], rows)
+    one = unit.removesuffix("s")
+    return Table([beside, "reals", "fakes", *of_videos, unit, f"{one} log loss", f"{one} ROC AUC"], rows)
 
 
 def _rules(report: Report) -> Section:
@@ -248,7 +251,8 @@ def _robustness(report: Report) -> Section:
         rows.append(
             [r.change, number(r.video.auc, r.video), change + _brackets(r.video_auc), number(r.video.log_loss, r.video), *of_frames]
         )
-    head = ["every face changed by", "video ROC AUC", "its change", "video log loss", "frame ROC AUC", "frame log loss"]
+    one = report.unit.removesuffix("s")
+    head = ["every face changed by", "video ROC AUC", "its change", "video log loss", f"{one} ROC AUC", f"{one} log loss"]
     note = (
         f"Over the same {len(report.videos)} videos; intervals of the change are of the same groups drawn with both. Calibration, where "
         "there is one, is of the videos' scores."
@@ -279,7 +283,7 @@ def show(report: Report, console: Console) -> None:
     console.print(f"\n{report.title}", style="bold", markup=False, highlight=False)
     for warning in report.warnings:
         console.print(warning, style="bold red", markup=False, highlight=False)
-    for unit, level in (("videos", report.video), ("frames", report.frame)):
+    for unit, level in (("videos", report.video), (report.unit, report.frame)):
         m = level.metrics
         caption = (
             f"real {unit}: {m.real_as_real} called real, {m.real_as_fake} called fake\n"

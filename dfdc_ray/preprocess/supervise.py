@@ -28,6 +28,7 @@ _START_S = 120.0  # to import and load the networks, on a busy machine
 _STALL_S = 60.0  # without a byte, in the midst of a message
 _FAULTS = 2  # deaths by its own doing that make a video poison
 _KILLS = 5  # and those from outside
+_LOOK_S = 1.0  # between two looks at whether the answer is still wanted
 _FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGINT, -signal.SIGHUP}
 
 
@@ -55,14 +56,19 @@ class Worker:
         pause_s: float = 1.0,
         longest_s: float | None = None,
         on_stage: Callable[[str], None] = lambda stage: None,
+        on_wait: Callable[[], None] = lambda: None,
+        faults: int = _FAULTS,
+        kills: int = _KILLS,
     ) -> None:
         """timeout_s: seconds for one video, and as many for reading it from the storage.
 
         pause_s: after the first death from outside; doubled with each further one. longest_s: a video that is longer is an error.
-        on_stage: told of each stage as it begins. What it raises comes out of `process`, and the child is ended.
+        on_stage: told of each stage as it begins; on_wait: every second in between. What they raise comes out of `process`, and the child
+        is ended. faults, kills: so many deaths make a video poison, by its own doing and from outside.
         """
         self.settings, self.timeout_s, self.memory_bytes, self.pause_s = settings, timeout_s, memory_bytes, pause_s
-        self.longest_s, self.on_stage = longest_s, on_stage
+        self.longest_s, self.on_stage, self.on_wait = longest_s, on_stage, on_wait
+        self.faults, self.kills = faults, kills
         self._child: subprocess.Popen[bytes] | None = None
         self._connection: Connection | None = None
         self._stage = "open"
@@ -90,11 +96,12 @@ class Worker:
                 self.stop()
                 deaths.append(death)
             kills = sum(death.from_outside for death in deaths)
-            if kills == _KILLS or len(deaths) - kills == _FAULTS:
+            if kills == self.kills or len(deaths) - kills == self.faults:
                 break
             if deaths[-1].from_outside:
                 time.sleep(self.pause_s * 2 ** (kills - 1))
-        error = f"its process failed {len(deaths)} times: " + "; ".join(dict.fromkeys(map(str, deaths)))
+        times = "once" if len(deaths) == 1 else f"{len(deaths)} times"
+        error = f"its process failed {times}: " + "; ".join(dict.fromkeys(map(str, deaths)))
         return VideoResult(ledger_row(video, status="poison", stage=self._stage, error=error))
 
     def stop(self) -> None:
@@ -118,7 +125,7 @@ class Worker:
             self.busy = True
             while True:
                 whose, start = "storage" if reading else "video", time.monotonic()
-                answered = connection.poll(max(0.0, left[whose]))
+                answered = self._answered(connection, left[whose])
                 left[whose] -= time.monotonic() - start
                 if not answered:
                     if whose == "storage":
@@ -129,7 +136,7 @@ class Worker:
                 if kind == "stage":
                     reading = value == "open"
                     self._stage = self._stage if reading else value  # in mid-video it is that stage that reads
-                    self._tell(value)
+                    self._tell(self.on_stage, value)
                 elif kind == "traffic":
                     self.traffic += value
                 elif kind == "storage":
@@ -144,9 +151,17 @@ class Worker:
         finally:
             self.busy = False
 
-    def _tell(self, stage: str) -> None:
+    def _answered(self, connection: Connection, within_s: float) -> bool:
+        until = time.monotonic() + within_s
+        while not connection.poll(max(0.0, min(_LOOK_S, until - time.monotonic()))):
+            if time.monotonic() >= until:
+                return False
+            self._tell(self.on_wait)
+        return True
+
+    def _tell(self, tell: Callable[..., None], *what: str) -> None:
         try:
-            self.on_stage(stage)
+            tell(*what)
         except BaseException:
             self.stop()  # nobody will read its answer
             raise

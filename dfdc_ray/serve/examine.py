@@ -9,22 +9,23 @@ from typing import Any
 
 import numpy as np
 
-from dfdc_ray.errors import StorageError
 from dfdc_ray.evaluate.heat import drawn, explains, shown
 from dfdc_ray.evaluate.scorer import Scorer, weights_of
 from dfdc_ray.faces.crop import decode, encode
 from dfdc_ray.preprocess.settings import Settings
-from dfdc_ray.preprocess.supervise import Worker
+from dfdc_ray.preprocess.supervise import Unreadable, Worker
 from dfdc_ray.preprocess.unit import VideoResult
 from dfdc_ray.serve import maps, show
 from dfdc_ray.serve.jobs import Progress, Refused
 from dfdc_ray.serve.judge import Evidence, judge
 from dfdc_ray.serve.score import to_json, video_of
 
-MOST_HEAT = 128  # faces of a video that get a heat map
+MOST_HEAT = 128  # pictures of a video that get a heat map
 MOST_FACES = 2000  # pictures of a video that are scored: some minutes on two cores, which nothing else limits
 _PATH = re.compile(r"(?:/[^/\s:'\"]+){2,}")
 _BEGINS = re.compile(r" It begins with b(['\"]).*\1\.$")  # for whoever looks into a corpus; nothing to whoever sent a video
+_LIBRARY = re.compile(r"[\w.]*([Ee]rror|Exception|Interrupt): ")  # as preprocess.child names what nobody foresaw
+_TOO_SHORT = "no clip of the length"  # in what preprocess.unit says, as is the next
 _MEMORY = "--video-memory-mb"  # in what preprocess.unit says
 _HINT = "Try an MP4 with H.264, which any phone or editor can write."
 
@@ -52,19 +53,21 @@ class Examiner:
 
     def __init__(self, scorer: Scorer, settings: Settings, *, timeout_s: float, memory_bytes: int, longest_s: float) -> None:
         self.scorer, self.settings = scorer, settings
-        self._worker = Worker(settings, timeout_s=timeout_s, memory_bytes=memory_bytes, longest_s=longest_s)
+        # One fault is enough, since others wait; of two kills the first may be the kernel's that picked the wrong process.
+        self._worker = Worker(settings, timeout_s=timeout_s, memory_bytes=memory_bytes, longest_s=longest_s, faults=1, kills=2)
         self._models = threading.Lock()  # heat maps hook into the models, so nothing else may use them meanwhile
 
     def __call__(self, path: Path, name: str, progress: Progress) -> Finding:
         """Examine a file. name: as it is called wherever it is shown. Refused for what is wrong with the video."""
         progress("read", None)
-        self._worker.on_stage = _Counting(progress, self.settings.frames * (self.settings.clips or 1))
+        counting = _Counting(progress, self.settings.frames * (self.settings.clips or 1))
+        self._worker.on_stage, self._worker.on_wait = counting, counting.again
         try:
             result = self._worker.process(video_of(str(path)), None)
-        except StorageError as error:
+        except Unreadable as error:
             raise Refused(_said(str(error), path)) from error
         if result.ledger["status"] not in ("ok", "no_face"):
-            raise Refused(_refusal(result, path))
+            raise Refused(_refusal(result, path, self.settings))
         if result.ledger["frames_wanted"] == 1 < self.settings.frames:
             raise Refused("This is a single picture, and only videos are scored. Send a video of two frames or more.")
         if len(result.faces) > MOST_FACES:
@@ -102,15 +105,18 @@ class _Counting:
 
     def __init__(self, progress: Progress, frames: int) -> None:
         self.progress, self.frames, self.done = progress, frames, 0
+        self.last: tuple[str, float | None] = ("read", None)
+
+    def again(self) -> None:
+        """Nothing is new: whether the video is still wanted is asked all the same."""
+        self.progress(*self.last)
 
     def __call__(self, stage: str) -> None:
         if stage == "probe":  # the beginning, also of a second try
             self.done = 0
         self.done += stage == "align"
-        if stage in ("open", "probe"):
-            self.progress("read", None)
-        else:
-            self.progress("faces", min(1.0, self.done / self.frames))
+        self.last = ("read", None) if stage in ("open", "probe") else ("faces", min(1.0, self.done / self.frames))
+        self.progress(*self.last)
 
 
 def card(scorer: Scorer, settings: Settings) -> dict[str, Any]:
@@ -145,7 +151,8 @@ def card(scorer: Scorer, settings: Settings) -> dict[str, Any]:
 
 def _drawn(scorer: Scorer, evidence: Evidence) -> tuple[tuple[bytes, ...], dict[int, bytes]]:
     """JPEGs of the faces (of clips their first frames, whose time is theirs), and by row under their heat maps."""
-    chosen = sorted(np.argsort(evidence.scores)[::-1][:MOST_HEAT].tolist())
+    most = MOST_HEAT // max(map(len, evidence.pictures), default=1)
+    chosen = sorted(np.argsort(evidence.scores)[::-1][:most].tolist())
     found = shown(scorer, [evidence.pictures[n] for n in chosen], of_clip=1)
     heat = {n: one.heat for n, (one,) in zip(chosen, found, strict=True) if one.heat}
     return tuple(_jpeg(pictures[0]) for pictures in evidence.pictures), heat
@@ -188,13 +195,17 @@ def _document(
     }
 
 
-def _refusal(result: VideoResult, path: Path) -> str:
+def _refusal(result: VideoResult, path: Path, settings: Settings) -> str:
     """Why a video has no result, and what to do."""
     ledger = result.ledger
     if _MEMORY in str(ledger["error"]):
         return "This video needs more memory than one may take. Make its picture smaller, or cut it shorter."
     if ledger["status"] == "poison":
-        return f"Reading this video ({ledger['stage']}) crashed, or took too long or too much memory, twice. It may be damaged. {_HINT}"
+        return f"Reading this video ({ledger['stage']}) crashed, or took too long or too much memory. It may be damaged. {_HINT}"
+    if _TOO_SHORT in str(ledger["error"]):
+        return f"This video is too short: the model looks at runs of {settings.frames} frames, every {settings.stride}. of the video."
+    if _LIBRARY.match(str(ledger["error"])):  # a name and words of a library's, for whoever looks into its code
+        return f"This video could not be read (at the stage {ledger['stage']}). It may be damaged. {_HINT}"
     said = _BEGINS.sub("", _said(str(ledger["error"]), path))
     said = said if said.endswith((".", ")")) else f"{said}."
     return f"{said} {_HINT}" if any(what in said for what in ("ot a readable video", "no decoder", "o video stream")) else said

@@ -1,7 +1,7 @@
 """What is made of a video's faces: scores by face, frame and track, the verdict, and the pictures behind them."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -60,6 +60,7 @@ class VideoScore:
     width: int | None = None  # of the frames, pixels
     height: int | None = None
     unit: Literal["frames", "clips"] = "frames"  # what is scored, and what `frames` and `tracks` hold
+    subject: Literal["face", "frame"] = "face"  # frame: the model looks at whole frames, and nobody looked for faces
     frames_sampled: int = 0  # decoded and searched for faces; of a model that looks at clips, clips, as in what follows
     frames: tuple[FrameScore, ...] = ()  # ascending; frames without a counted face are absent
     tracks: tuple[TrackScore, ...] = ()
@@ -101,6 +102,8 @@ def judge(uri: str, result: VideoResult, scorer: Scorer, settings: Settings) -> 
     scores = scorer.score(pictures, [[row["sound"] for row in clip] for clip in clips] if scorer.sound else ())
     first = tuple(clip[0] for clip in clips)
     video = _judged(uri, first, scores, sampled=ledger["core_decoded"] // len(clips[0]), scorer=scorer)
+    if settings.crop == "frame":
+        video = replace(video, subject="frame")
     return Evidence(video=video, rows=first, pictures=pictures, scores=tuple(scores.tolist()))
 
 

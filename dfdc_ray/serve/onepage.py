@@ -57,7 +57,7 @@ def page(evidence: Evidence, scorer: Scorer, *, name: str) -> bytes:
         width=_WIDTH,
         height=_HEIGHT,
         pictures=_pictures(evidence, scorer),
-        tracks=Table([*show.TRACKS[:-1], "remark"], show.tracks(video), texts=[len(show.TRACKS) - 1]),
+        tracks=Table([*show.tracks_head(video)[:-1], "remark"], show.tracks(video), texts=[len(show.tracks_head(video)) - 1]),
         card=Table(["what", "value"], _card(scorer), names=[1], texts=[1]),
         calibration=scorer.calibration,
         sound=scorer.sound,
@@ -73,7 +73,7 @@ def _timeline(video: VideoScore) -> tuple[list[Line], list[tuple[float, str]]] |
     scale = _WIDTH / (last - first) if last > first else 0.0
     lines = [
         Line(
-            f"face {track.track_id}",
+            "whole frames" if video.subject == "frame" else f"face {track.track_id}",
             number % _KEYS,
             track.counted,
             [(round((face.time_s - first) * scale, 1), round(_HEIGHT * (1 - face.score), 1)) for face in track.faces],
@@ -100,7 +100,8 @@ def _pictures(evidence: Evidence, scorer: Scorer) -> list[tuple[str, list[tuple[
 def _said(evidence: Evidence, i: int, one: Shown) -> str:
     row = evidence.rows[i]
     clip = f"{one.at + 1}. frame of the clip from " if len(evidence.pictures[i]) > 1 else ""
-    return f"{clip}{row['time_s']:.2f} s, face {row['track_id'] or 0}: {evidence.scores[i]:.3f}"
+    face = "" if evidence.video.subject == "frame" else f", face {row['track_id'] or 0}"
+    return f"{clip}{row['time_s']:.2f} s{face}: {evidence.scores[i]:.3f}"
 
 
 def _weights(scorer: Scorer) -> str:

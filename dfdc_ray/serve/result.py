@@ -18,7 +18,7 @@ class Face(BaseModel):
 
 
 class Moment(BaseModel):
-    """A sampled frame (or clip) in which no face was found."""
+    """A sampled frame in which no face was found (or a clip throughout which)."""
 
     frame: int
     time_s: float

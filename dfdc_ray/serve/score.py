@@ -13,6 +13,7 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from pathlib import PurePosixPath
 from typing import Any
 
 from dfdc_ray import storage
@@ -102,7 +103,7 @@ def predict(config: PredictConfig) -> None:
             if config.maps is not None:
                 maps.write(scorer, evidence, config.maps)
             if config.report is not None:
-                page = onepage.page(evidence, scorer, name=uri)
+                page = onepage.page(evidence, scorer, name=PurePosixPath(uri).name)
                 storage.write_bytes(storage.join(config.report, maps.name_of(uri, ".html")), page)
             work.advance()
             if parseable and result.score is None:

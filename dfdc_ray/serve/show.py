@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 64  # characters of the timeline
-TRACKS = ("face", "score", "frames", "from", "to", "first box (x y w h)", "")
+_TRACKS = ("score", "frames", "from", "to", "first box (x y w h)", "")
 _SURENESS = ((0.1, "hardly more than a guess"), (0.3, "leaning that way"), (0.45, "fairly sure"), (1.0, "a clear answer"))
 _DECIDING = 5  # frames that are named
 _COLOURS = {"REAL": "green", "FAKE": "red"}
@@ -91,7 +91,7 @@ def timeline(frames: Sequence[FrameScore], threshold: float, *, unit: str) -> li
 
 def faces(result: VideoScore) -> Table:
     """The faces over time."""
-    table = Table(*TRACKS, box=None, padding=(0, 2, 0, 0))
+    table = Table(*tracks_head(result), box=None, padding=(0, 2, 0, 0))
     for row in tracks(result):
         table.add_row(*row)
     return table
@@ -102,7 +102,8 @@ def deciding(result: VideoScore) -> Table:
     face, sign = decides(result), -1 if result.verdict == "FAKE" else 1
     table = Table(f"{result.unit} that spoke most for {result.verdict}", "at", "score", box=None, padding=(0, 2, 0, 0))
     for one in sorted(face.faces, key=lambda one: sign * one.score)[:_DECIDING]:
-        table.add_row(f"frame {one.frame}, face {face.track_id}", f"{one.time_s:.1f} s", f"{one.score:.3f}")
+        of = "" if result.subject == "frame" else f", face {face.track_id}"
+        table.add_row(f"frame {one.frame}{of}", f"{one.time_s:.1f} s", f"{one.score:.3f}")
     return table
 
 
@@ -111,15 +112,21 @@ def decides(result: VideoScore) -> TrackScore:
     return max((track for track in result.tracks if track.counted), key=lambda track: track.score)
 
 
+def tracks_head(result: VideoScore) -> list[str]:
+    """Above `tracks`."""
+    return ["face" if result.subject == "face" else "looked at", *_TRACKS]
+
+
 def tracks(result: VideoScore) -> list[list[str]]:
-    """A row of TRACKS for each face over time."""
+    """A row for each face over time; one for whole frames."""
     rows = []
     for track in result.tracks:
         first, last = track.faces[0], track.faces[-1]
         box = "whole frame" if first.box is None else " ".join(f"{value:.0f}" for value in first.box)
         share = f"{len(track.faces)} ({track.coverage:.0%})"
         note = "decides" if track is decides(result) else "" if track.counted else "too short to count"
-        rows.append([str(track.track_id), f"{track.score:.3f}", share, f"{first.time_s:.1f} s", f"{last.time_s:.1f} s", box, note])
+        face = "whole frames" if result.subject == "frame" else str(track.track_id)
+        rows.append([face, f"{track.score:.3f}", share, f"{first.time_s:.1f} s", f"{last.time_s:.1f} s", box, note])
     return rows
 
 

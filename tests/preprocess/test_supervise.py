@@ -156,9 +156,33 @@ def test_a_video_that_crashes_its_process_twice_is_poison(light, video, monkeypa
     assert after.ledger["status"] == "ok"
 
 
-def test_a_death_between_two_videos_charges_neither(light, video, monkeypatch):
-    monkeypatch.setattr(supervise, "_KILLS", 1)
-    with Worker(light, timeout_s=60, memory_bytes=4 * GIB) as worker:
+def test_where_people_wait_one_crash_is_enough(light, video, monkeypatch, tmp_path):
+    monkeypatch.setattr(supervise, "_CHILD", dying_child(tmp_path / "child.py", signal.SIGSEGV, times=1))
+    with Worker(light, timeout_s=60, memory_bytes=4 * GIB, faults=1) as worker:
+        result = worker.process(video, None)
+    assert (result.ledger["status"], result.ledger["error"]) == ("poison", "its process failed once: was killed by SIGSEGV, in stage open")
+
+
+def test_a_video_that_nobody_waits_for_any_more_is_given_up_whatever_it_is_at(light, video, monkeypatch, tmp_path):
+    monkeypatch.setattr(supervise, "_CHILD", fake_child(tmp_path / "child.py", "decode", 60.0))
+    waited = []
+
+    def wait():
+        waited.append(time.monotonic())
+        if len(waited) == 2:
+            raise KeyError
+
+    with Worker(light, timeout_s=60, memory_bytes=4 * GIB, on_wait=wait) as worker:
+        worker._started()
+        start = time.monotonic()
+        with pytest.raises(KeyError):
+            worker.process(video, None)
+        assert time.monotonic() - start < 20
+        assert worker.pid is None
+
+
+def test_a_death_between_two_videos_charges_neither(light, video):
+    with Worker(light, timeout_s=60, memory_bytes=4 * GIB, kills=1) as worker:
         first = worker.process(video, None)
         assert worker.pid
         os.kill(worker.pid, signal.SIGKILL)

@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,9 @@ import pytest
 from moving_face import FACE_SECONDS
 from PIL import Image
 
+from dfdc_ray.errors import StorageError
 from dfdc_ray.evaluate import members
+from dfdc_ray.preprocess.supervise import Unreadable
 from dfdc_ray.preprocess.unit import VideoResult
 from dfdc_ray.serve.examine import Examiner, _document, _said, card
 from dfdc_ray.serve.jobs import Refused
@@ -142,6 +145,42 @@ def test_a_crowd_is_refused_before_it_is_scored(examiner: Examiner, folder: Path
     with pytest.raises(Refused, match=r"There are 6 faces in the frames that were looked at, and at most 5 are scored"):
         examiner(upload(folder, tmp_path, "face.mp4"), "a.mp4", lambda stage, _: steps.append(stage))
     assert steps[-1] == "faces"
+
+
+def _refused(examiner: Examiner, monkeypatch: pytest.MonkeyPatch, answer: VideoResult | Exception, **changes: object) -> str:
+    def process(video: object, guide: object) -> VideoResult:
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(examiner._worker, "process", process)
+    monkeypatch.setattr(examiner, "settings", replace(examiner.settings, **changes))
+    with pytest.raises(Refused) as refused:
+        examiner(Path("/tmp/0f3a"), "a.mp4", lambda *_: None)
+    return str(refused.value)
+
+
+def _failed(stage: str, error: str) -> VideoResult:
+    return VideoResult({"status": "error", "stage": stage, "error": error, "frames_wanted": 0})
+
+
+def test_the_words_of_libraries_are_kept_from_whoever_sent_a_video(examiner: Examiner, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = _refused(examiner, monkeypatch, _failed("detect", "error: OpenCV(4.12.0) dnn.cpp:211: error: (-215) size > 0 in function 'f'"))
+    assert said == (
+        "This video could not be read (at the stage detect). It may be damaged. Try an MP4 with H.264, which any phone or editor can write."
+    )
+
+
+def test_a_video_too_short_for_a_clip_is_said_to_be(examiner: Examiner, monkeypatch: pytest.MonkeyPatch) -> None:
+    result = _failed("probe", "no clip of the length that was asked for lies within its 12 frames")
+    said = _refused(examiner, monkeypatch, result, sampling="clips", frames=16, clips=4, stride=2)
+    assert said == "This video is too short: the model looks at runs of 16 frames, every 2. of the video."
+
+
+def test_a_machine_in_trouble_is_not_the_video_s_fault(examiner: Examiner, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "could not be read" in _refused(examiner, monkeypatch, Unreadable("/tmp/0f3a: could not be read within 1 s"))
+    with pytest.raises(StorageError, match="did not start"):
+        _refused(examiner, monkeypatch, StorageError("the decoding process did not start"))
 
 
 def test_giving_up_ends_the_decoding(examiner: Examiner, folder: Path, tmp_path: Path) -> None:

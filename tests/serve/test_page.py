@@ -3,18 +3,25 @@
 import shutil
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 from serving import served
 
+from dfdc_ray.config import PreprocessConfig
+from dfdc_ray.models import create_model
+from dfdc_ray.preprocess.settings import settings_of
 from dfdc_ray.serve.app import create_app
 from dfdc_ray.serve.examine import Examiner, card
 from dfdc_ray.serve.jobs import Jobs, Limits, Upload
 from dfdc_ray.serve.score import load_predictor
+from dfdc_ray.train import checkpoint, transforms
 
 CHROMIUM = shutil.which("chromium")
 # No sandbox: tests run as root in containers. The others keep it from asking the network for anything of its own.
@@ -24,14 +31,21 @@ pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="
 WAIT_MS = 120_000
 
 
-@pytest.fixture(scope="module")
-def url(best: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """The page with a model of random weights, which takes files up to 1 MB."""
+@contextmanager
+def serving(best: Path, uploads: Path) -> Iterator[str]:
+    """The page with a model, which takes files up to 1 MB."""
     scorer, _, settings = load_predictor(str(best), frames=8)
     examiner = Examiner(scorer, settings, timeout_s=60, memory_bytes=4 << 30, longest_s=60)
-    jobs = Jobs(tmp_path_factory.mktemp("uploads"), examiner, Limits(max_bytes=1_000_000))
+    jobs = Jobs(uploads, examiner, Limits(max_bytes=1_000_000))
     about = card(scorer, settings) | {"max_seconds": 60.0}
     with served(create_app(jobs, card=about, report=examiner.report, close=examiner.close)) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def url(best: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """With a model of faces, of random weights."""
+    with serving(best, tmp_path_factory.mktemp("uploads")) as url:
         yield url
 
 
@@ -45,8 +59,13 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture
 def page(browser: Browser, url: str, request: pytest.FixtureRequest) -> Iterator[Page]:
+    with opened(browser, url, **getattr(request, "param", {})) as page:
+        yield page
+
+
+@contextmanager
+def opened(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
     """The page, open. What the console says besides is a failure."""
-    options: dict[str, Any] = getattr(request, "param", {})
     context = browser.new_context(**{"viewport": {"width": 1100, "height": 900}, "color_scheme": "light"} | options)
     page, said = context.new_page(), []
     page.set_default_timeout(WAIT_MS)
@@ -168,6 +187,61 @@ def test_everybody_can_use_it(page: Page, folder: Path) -> None:
     page.wait_for_timeout(500)  # until the cards have faded in
     assert violations(page) == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
-    page.goto(page.url + "docs")
-    assert violations(page) == []
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    for other in (page.locator(".report").last.evaluate("link => link.href"), page.url + "docs"):
+        page.goto(other)
+        assert violations(page) == []
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+
+
+def _checkpoint(folder: Path, model: str, side: int, **sampled: Any) -> Path:
+    """Of random weights, trained on faces (or frames) that were made so."""
+    torch.manual_seed(0)
+    faces = asdict(settings_of(PreprocessConfig(corpus=("unused",), out="unused", **sampled)))
+    config = {"model": model, "transform": transforms.recipe(side, model), "faces_config": faces}
+    checkpoint.save(str(folder / "best"), weights=create_model(model).state_dict(), config=config, state=None)
+    return folder / "best"
+
+
+def test_a_model_of_whole_frames_speaks_of_frames(browser: Browser, folder: Path, tmp_path: Path) -> None:
+    best = _checkpoint(tmp_path, "resnet34", 64, crop="frame", frames=8)
+    (tmp_path / "uploads").mkdir()
+    with serving(best, tmp_path / "uploads") as url, opened(browser, url) as page:
+        expect(page.locator("#model")).to_contain_text("whole frames, 8 of a video")
+        scored(page, folder / "empty.mp4")
+        expect(page.locator(".which")).to_contain_text("Frame at")
+        for words in (page.locator(".found").inner_text(), page.locator("header").inner_text()):
+            assert "face" not in words.lower()
+        page.goto(page.locator(".report").evaluate("link => link.href"))
+        assert "face" not in page.locator("body").inner_text().lower().replace("faces of training", "")
+
+
+def test_a_model_of_clips_speaks_of_clips(browser: Browser, folder: Path, tmp_path: Path) -> None:
+    best = _checkpoint(tmp_path, "chroma", 32, sampling="clips", frames=4, clips=8)
+    (tmp_path / "uploads").mkdir()
+    with serving(best, tmp_path / "uploads") as url, opened(browser, url) as page:
+        scored(page, folder / "face.mp4")
+        expect(page.locator(".crop + figcaption")).to_have_text("The first frame of the clip, as the model got it")
+        expect(page.locator(".faceless")).to_contain_text("sampled clips")
+        page.locator(".own summary").click()
+        page.wait_for_function("document.querySelector('.maps').naturalWidth > 100")
+        assert violations(page) == []
+
+
+def test_what_was_not_scored_goes_with_the_page_that_is_closed(browser: Browser, url: str, folder: Path) -> None:
+    with opened(browser, url) as page:
+        page.set_input_files("#file", [folder / "face.mp4", folder / "face.mp4", folder / "face.mp4"])
+        expect(page.locator(".state").first).to_contain_text("Waits:")  # the last that was sent
+        last = page.evaluate("cards[2].url")
+        assert page.request.get(f"{url}/{last}").status == 200
+        page.reload()
+        for _ in range(100):
+            if page.request.get(f"{url}/{last}").status == 404:
+                return
+            page.wait_for_timeout(100)
+    pytest.fail("it is still there")
+
+
+def test_a_result_that_is_gone_is_said_to_be(page: Page, folder: Path) -> None:
+    scored(page, folder / "face.mp4")
+    page.locator(".crop").dispatch_event("error")  # as when the picture is not there
+    expect(page.locator(".expires")).to_have_text("The server has forgotten this video: send it again.")

@@ -57,7 +57,7 @@ class Card {
     }
     for (;;) {
       const { status, answer, retry } = await this.upload();
-      if (status === 202) this.url = answer.url;
+      if (status === 202) this.url = `api/videos/${answer.id}`; // below this page, wherever a server in front puts it
       if (this.gone) return this.forget();
       if (status === 202) {
         this.follow().catch((error) => this.fail(error.message));
@@ -110,8 +110,9 @@ class Card {
         continue;
       }
       if (this.gone) return;
-      if (status.state === "failed") throw new Error(status.message);
+      if (status.state === "done" || status.state === "failed") this.ended = true;
       if (status.state === "done") return this.show(status.result, status.expires_in_s);
+      if (status.state === "failed") throw new Error(status.message);
       if (status.state === "waiting") {
         this.state(status.position === 1 ? "Waits: it is the next." : `Waits: ${plural(status.position - 1, "video", "videos")} before it.`, null);
       } else {
@@ -165,11 +166,17 @@ class Card {
     player.src = this.source;
     player.setAttribute("aria-label", `The video ${this.file.name}`);
     player.addEventListener("error", () => { this.$(".unplayable").hidden = false; });
-    player.addEventListener("loadedmetadata", () => this.draw());
+    player.addEventListener("loadedmetadata", () => {
+      if (!player.videoWidth) this.$(".unplayable").hidden = false; // the sound plays, the pictures do not
+      this.draw();
+    });
     player.addEventListener("timeupdate", () => this.playhead());
     this.$(".json").href = `${this.url}/result.json`;
     this.$(".report").href = `${this.url}/report.html`;
-    this.$(".expires").textContent = `The server forgets all this in ${Math.max(1, Math.round(expires / 60))} min.`;
+    const until = new Date(Date.now() + 1000 * expires).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit" });
+    this.$(".expires").textContent = `The server forgets all this at ${until}, or before if many others come.`;
+    for (const image of this.element.querySelectorAll(".pair img")) image.addEventListener("error", () => this.forgotten());
+    if (this.video.subject === "frame") this.whole();
     for (const link of this.element.querySelectorAll(".links a")) link.target = "_blank";
     this.faceless();
     if (result.faces.length) this.faces(); else for (const part of [".look", ".all"]) this.$(part).hidden = true;
@@ -180,6 +187,20 @@ class Card {
     }
     this.watch = new ResizeObserver(() => this.draw());
     this.watch.observe(this.$(".timeline"));
+  }
+
+  // A model that looks at whole frames: nobody looked for faces.
+  whole() {
+    for (const part of [".crop + figcaption", ".before", ".after", ".all summary"]) {
+      const element = this.$(part);
+      element.textContent = element.textContent.replace("face", "frame").replace("Face", "Frame");
+    }
+    this.$(".faceless").hidden = true;
+  }
+
+  forgotten() {
+    this.$(".expires").textContent = "The server has forgotten this video: send it again.";
+    this.$(".expires").classList.add("bad");
   }
 
   verdict() {
@@ -195,7 +216,7 @@ class Card {
     answer.textContent = video.verdict + (Math.abs(video.score - result.threshold) < 0.1 ? "?" : "");
     answer.classList.add(video.verdict.toLowerCase());
     words.textContent = `${result.calibrated ? "probability of a fake" : "score"} ${result.shown}: ${result.sureness}`;
-    const short = video.short_tracks ? ` No face is in ${result.min_coverage_percent} % of the frames: the one that is there longest decides.` : "";
+    const short = video.short_tracks ? ` No face is in ${result.min_coverage_percent} % of the ${result.unit}: the one that is there longest decides.` : "";
     this.$(".meaning").textContent = result.meaning + short;
     const x = (share) => 20 + 300 * share;
     this.$(".scale").append(svg("svg", { viewBox: "0 0 340 48", role: "img", preserveAspectRatio: "xMinYMid meet",
@@ -213,8 +234,9 @@ class Card {
   faceless() {
     const { frames_without_face: without, unit } = this.result, all = this.video.frames_sampled;
     this.$(".faceless").textContent = without.length
-      ? `No face was found in ${without.length} of ${all} sampled ${unit}:`
-      : `A face was found in each of the ${all} sampled ${unit}.`;
+      ? `No face was found ${unit === "clips" ? "throughout" : "in"} ${without.length} of ${all} sampled ${unit}:`
+      : `A face was found ${unit === "clips" ? "throughout" : "in"} each of the ${all} sampled ${unit}.`;
+    if (unit === "clips") this.$(".crop + figcaption").textContent = "The first frame of the clip, as the model got it";
     this.$(".missed").replaceChildren(...without.map((frame) => {
       const item = document.createElement("li"), button = document.createElement("button");
       button.type = "button";
@@ -244,18 +266,23 @@ class Card {
       strip.append(item);
       return button;
     });
-    this.$(".before").addEventListener("click", () => this.choose(this.chosen - 1, true));
-    this.$(".after").addEventListener("click", () => this.choose(this.chosen + 1, true));
+    for (const [step, by] of [[".before", -1], [".after", 1]]) { // aria-disabled at the ends: a disabled button would throw the focus away
+      this.$(step).addEventListener("click", () => { if (faces[this.chosen + by]) this.choose(this.chosen + by, true); });
+    }
     this.choose(counted.reduce((best, face) => (face.score > best.score ? face : best), counted[0] || faces[0]).n, false);
   }
 
-  name(face) { return `face ${face.track_id} at ${seconds(face.time_s)}, score ${face.score.toFixed(3)}`; }
+  name(face) {
+    const what = this.video.subject === "frame" ? "frame" : `face ${face.track_id}`;
+    return `${what} at ${seconds(face.time_s)}, score ${face.score.toFixed(3)}, ${face.score > this.video.raw_threshold ? "above" : "below"} the threshold`;
+  }
 
   // Show a face. seek: the video goes there too.
   choose(n, seek) {
     const face = this.result.faces[n];
     this.chosen = n;
-    this.$(".which").textContent = this.name(face).replace("face", "Face");
+    const name = this.name(face);
+    this.$(".which").textContent = name[0].toUpperCase() + name.slice(1);
     this.$(".crop").src = `${this.url}/faces/${n}.jpg`;
     this.$(".crop").alt = `The crop of ${this.name(face)}`;
     this.$(".hot").hidden = this.$(".about").hidden = !face.heat;
@@ -269,8 +296,8 @@ class Card {
     this.$(".without").textContent = this.result.faces.some((other) => other.heat)
       ? "No heat map: the video has so many faces that only those with the highest scores got one."
       : `This model cannot say which places of a face spoke for a fake${this.result.maps ? "; what it shows of itself is below" : ""}.`;
-    this.$(".before").disabled = n === 0;
-    this.$(".after").disabled = n === this.result.faces.length - 1;
+    this.$(".before").setAttribute("aria-disabled", String(n === 0));
+    this.$(".after").setAttribute("aria-disabled", String(n === this.result.faces.length - 1));
     for (const [k, button] of this.buttons.entries()) button.setAttribute("aria-pressed", String(k === n));
     for (const [k, point] of (this.points || new Map())) point.setAttribute("aria-pressed", String(k === n));
     if (seek) {
@@ -301,7 +328,7 @@ class Card {
     for (const track of tracks) {
       const mine = faces.filter((face) => face.track_id === track);
       const low = top + gap + tall, y = (score) => low - 6 - (tall - 12) * score;
-      const title = `Face ${track}${mine[0].counted ? "" : ", too rare to count"}`;
+      const title = this.video.subject === "frame" ? "Whole frames" : `Face ${track}${mine[0].counted ? "" : ", too rare to count"}`;
       const lane = svg("g", { role: "group", "aria-label": `${title}: ${plural(mine.length, "point", "points")}` });
       if (!mine[0].counted) lane.classList.add("other");
       const ground = svg("rect", { x: left, y: top + gap, width: width - left - right, height: tall, class: "lane", rx: 4 });
@@ -323,6 +350,7 @@ class Card {
     if (without.length) root.append(svg("text", { x: left - 5, y: top + 16, "text-anchor": "end" }, "none"));
     this.$(".legend .other").hidden = faces.every((face) => face.counted);
     this.$(".legend .none").hidden = !without.length;
+    this.$(".legend .limit").textContent = threshold.toPrecision(3);
     this.$(".legend .raw").hidden = !this.result.calibrated;
     this.$(".time").hidden = !faces.length && !without.length;
     const foot = top + (without.length ? 22 : 4);
@@ -376,12 +404,18 @@ async function describe() {
     list.append(dt, dd);
   };
   try {
-    model = await (await fetch("api/model")).json();
+    const response = await fetch("api/model");
+    if (!response.ok) throw new Error(response.status);
+    model = await response.json();
   } catch {
     list.querySelector("dd").textContent = "The server does not answer.";
     return;
   }
   const { limits } = model;
+  if (!model.detector) { // it looks at whole frames
+    Object.assign(STAGES, { faces: "Reading the frames", score: "Scoring the frames" });
+    document.querySelector("header p").textContent = "Frames of a video are scored, and you see why. A score is evidence, not proof.";
+  }
   byId("limits").textContent = `At most ${megabytes(limits.max_bytes)} and ${Math.round(model.max_seconds / 6) / 10} min each. They are scored on the machine ` +
     "that serves this page, and deleted there as soon as that is done.";
   list.replaceChildren();
@@ -394,7 +428,13 @@ async function describe() {
   add("Weights", `SHA-256 ${model.weights_sha256.split("; ").map((one) => `${one.slice(0, 16)}...`).join(", ")}`);
 }
 
-function take(files) { for (const file of files) new Card(file); }
+const cards = [];
+function take(files) { for (const file of files) cards.push(new Card(file)); }
+
+addEventListener("pagehide", (event) => { // nobody will see what becomes of them, and others wait
+  if (event.persisted) return;
+  for (const card of cards) if (card.url && !card.ended && !card.gone) fetch(card.url, { method: "DELETE", keepalive: true });
+});
 
 const ready = describe();
 byId("file").addEventListener("change", async (event) => {
@@ -408,7 +448,8 @@ for (const kind of ["dragover", "drop"]) document.addEventListener(kind, (event)
 document.addEventListener("dragover", () => drop.classList.add("over"));
 for (const kind of ["dragleave", "drop"]) document.addEventListener(kind, () => drop.classList.remove("over"));
 document.addEventListener("drop", async (event) => {
-  const files = [...event.dataTransfer.files];
+  const files = [...event.dataTransfer.items].filter((item) => item.kind === "file" && !item.webkitGetAsEntry()?.isDirectory).map((item) => item.getAsFile());
+  if (files.length < event.dataTransfer.files.length) say("Folders are not taken: drop the videos in them.");
   await ready;
   take(files);
 });
