@@ -14,6 +14,7 @@ from dfdc_ray.evaluate import plots, tables
 from dfdc_ray.evaluate.mistakes import Mistake
 from dfdc_ray.evaluate.page import page
 from dfdc_ray.evaluate.report import Report
+from dfdc_ray.pages import Section
 
 FORMAT_VERSION = 1
 
@@ -30,7 +31,7 @@ def write(report: Report, out: str, mistakes: Sequence[Mistake] = ()) -> None:
     storage.write_bytes(storage.join(out, "scores.csv"), scores_csv(report).encode())
     storage.write_bytes(storage.join(out, "report.md"), tables.markdown(report, by).encode())
     storage.write_bytes(storage.join(out, "report.html"), page(report, pictures, mistakes, by, out=out))
-    storage.write_bytes(storage.join(out, "report.json"), (json.dumps(to_json(report), indent=2) + "\n").encode())
+    storage.write_bytes(storage.join(out, "report.json"), (json.dumps(to_json(report, by), indent=2) + "\n").encode())
 
 
 def _pictures(report: Report) -> dict[str, bytes]:
@@ -49,8 +50,8 @@ def _pictures(report: Report) -> dict[str, bytes]:
     }
 
 
-def to_json(report: Report) -> dict[str, Any]:
-    """Everything, as plain values with stable keys; an undefined number is null."""
+def to_json(report: Report, by: Sequence[Section]) -> dict[str, Any]:
+    """Everything, as plain values with stable keys; an undefined number is null. sections: as report.html shows them below the curves."""
     return _rounded(
         {
             "format": FORMAT_VERSION,
@@ -68,6 +69,7 @@ def to_json(report: Report) -> dict[str, Any]:
             "rules": {rule: asdict(metrics) for rule, metrics in report.rules.items()},
             "robustness": [asdict(line) for line in report.robustness],
             "near_duplicates": None if report.near_duplicates is None else [asdict(pair) for pair in report.near_duplicates],
+            "sections": [asdict(section) for section in (*by, tables.coverage(report), *tables.losses(report))],
         }
     )
 

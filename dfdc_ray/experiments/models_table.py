@@ -16,7 +16,7 @@ from dfdc_ray.evaluate.metrics import binary_metrics
 from dfdc_ray.evaluate.protocol import in_short
 from dfdc_ray.experiments.config import ModelsConfig
 from dfdc_ray.experiments.models import Task
-from dfdc_ray.experiments.table import Curves, difference, reports
+from dfdc_ray.experiments.table import Own, difference, reports
 from dfdc_ray.models import takes_clips
 from dfdc_ray.pages import Section, Table
 
@@ -90,9 +90,9 @@ def page(
     lines: Sequence[Line],
     failed: Mapping[str, str],
     picture: bytes,
-    curves: Mapping[str, Curves] = MappingProxyType({}),
+    own: Mapping[str, Own] = MappingProxyType({}),
 ) -> bytes:
-    """The same as report.html. picture: of `plot`. curves: by the name of a line."""
+    """The same as report.html. picture: of `plot`. own: by the name of a line."""
     return pages.render(
         "experiments.html",
         title=_TITLE,
@@ -100,7 +100,7 @@ def page(
         warnings=_warnings(lines),
         sections=_sections(config, lines, failed),
         pictures=[(picture, f"{_PLOT}; the table has the numbers", f"{_PLOT}: up is better, left is cheaper")] if lines else [],
-        reports=reports(((line.task.name, line.task.report) for line in lines), config.out, curves),
+        reports=reports(((line.task.name, line.task.report) for line in lines), config.out, own),
     )
 
 

@@ -86,9 +86,9 @@ def report(config: ExperimentsConfig) -> None:
     for cell in curve(config, groups):
         console.rule(f"learning curve: {cell.name}")
         add(cell)
-    curves = {line.cell.name: table.curves_of(line.uri) for line in lines}
+    own = {line.cell.name: table.own_of(line.uri) for line in lines}
     missing = wanting(config) | left_out
-    text, page = table.markdown(config, lines, missing), table.page(config, lines, missing, curves)
+    text, page = table.markdown(config, lines, missing), table.page(config, lines, missing, own)
     found = {"config": asdict(config), "lines": [{"cell": asdict(line.cell), "report": line.uri} for line in lines], "left_out": missing}
     storage.write_bytes(storage.join(config.out, "experiments.json"), (json.dumps(found, indent=1) + "\n").encode())
     storage.write_bytes(storage.join(config.out, "experiments.md"), text.encode())
@@ -189,10 +189,10 @@ def models(config: ModelsConfig) -> None:
         {"name": line.task.name, "report": line.task.report, "macs_a_video": line.macs, "parameters": line.parameters} for line in lines
     ]
     whole = {"config": asdict(config), "lines": found, "failed": failed, "left_out": left_out}
-    picture, curves = models_table.plot(lines), {line.task.name: table.curves_of(line.task.report) for line in lines}
+    picture, own = models_table.plot(lines), {line.task.name: table.own_of(line.task.report) for line in lines}
     for name, data in (
         ("models.png", picture),
-        ("report.html", models_table.page(config, lines, left_out | failed, picture, curves)),
+        ("report.html", models_table.page(config, lines, left_out | failed, picture, own)),
         ("models.json", (json.dumps(whole, indent=1) + "\n").encode()),
         ("models.md", models_table.markdown(config, lines, left_out | failed).encode()),
     ):

@@ -1,5 +1,6 @@
 """The table of the experiments beside the founding report's numbers, and a paragraph that says what the numbers say and no more."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -18,7 +19,6 @@ from dfdc_ray.experiments.cells import CENTRE_NAME, MAJORITY, SECONDS_NAME, Cell
 from dfdc_ray.experiments.config import ExperimentsConfig
 from dfdc_ray.pages import Section, Table
 
-Curves = Sequence[tuple[bytes, str]]  # PNGs and their titles
 _TITLE = "The founding report's experiments, again"
 _HEAD = (
     "what",
@@ -35,6 +35,14 @@ _HEAD = (
     "split",
     "data hash",
 )
+
+
+@dataclass(frozen=True)
+class Own:
+    """What the page shows of a line's own report: curves, PNGs and their titles; and its tables by part and method, coverage, mistakes."""
+
+    curves: Sequence[tuple[bytes, str]] = ()
+    sections: Sequence[Section] = ()
 
 
 @dataclass(frozen=True)
@@ -122,9 +130,9 @@ def page(
     config: ExperimentsConfig,
     lines: Sequence[Line],
     left_out: Mapping[str, str] = MappingProxyType({}),
-    curves: Mapping[str, Curves] = MappingProxyType({}),
+    own: Mapping[str, Own] = MappingProxyType({}),
 ) -> bytes:
-    """The same as report.html. curves: by the name of a line."""
+    """The same as report.html. own: by the name of a line."""
     return pages.render(
         "experiments.html",
         title=_TITLE,
@@ -132,22 +140,25 @@ def page(
         warnings=_warnings(config, lines),
         sections=_sections(config, lines, left_out),
         pictures=[],
-        reports=reports(((line.cell.name, line.uri) for line in lines), config.out, curves),
+        reports=reports(((line.cell.name, line.uri) for line in lines), config.out, own),
     )
 
 
-def reports(lines: Iterable[tuple[str, str]], out: str, curves: Mapping[str, Curves]) -> list[tuple[str, str | None, Curves]]:
-    """By name of a line where its own page is, as seen from one in `out` (None on S3), and its curves.
+def reports(lines: Iterable[tuple[str, str]], out: str, own: Mapping[str, Own]) -> list[tuple[str, str | None, Own]]:
+    """By name of a line where its own page is, as seen from one in `out` (None on S3), and what is shown of it here.
 
     lines: names, and URIs of their report.json.
     """
-    return [(name, link(uri.removesuffix(".json") + ".html", out), curves.get(name, ())) for name, uri in lines]
+    return [(name, link(uri.removesuffix(".json") + ".html", out), own.get(name, Own())) for name, uri in lines]
 
 
-def curves_of(uri: str) -> Curves:
-    """Those of a line, which lie beside its report.json."""
+def own_of(uri: str) -> Own:
+    """Of a line, by its report.json."""
     folder = uri.rpartition("/")[0]
-    return [(storage.read_bytes(storage.join(folder, f"{name}.png")), title) for name, title in PICTURES.items()]
+    curves = [(storage.read_bytes(storage.join(folder, f"{name}.png")), title) for name, title in PICTURES.items()]
+    found = json.loads(storage.read_bytes(uri)).get("sections", ())  # reports of before have none
+    sections = [Section(one["title"], [part if isinstance(part, str) else Table(**part) for part in one["body"]]) for one in found]
+    return Own(curves, sections)
 
 
 def _improved(lines: Sequence[Line]) -> Line:

@@ -85,7 +85,9 @@ def test_the_whole_table_in_miniature(
 
     made = (tmp_path / "out" / "report.html").read_bytes()
     assert len(made) < 10e6
-    assert len(Seen(made).all("img", "src")) == 4 * len(lines)  # each line's curves
+    seen = Seen(made)
+    assert len(seen.all("img", "src")) == 4 * len(lines)  # each line's curves
+    assert seen.words.count("quarter, dark to light") == seen.words.count("Worst mistakes") == len(lines)
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("*") if path.is_file()}
     capsys.readouterr()
@@ -163,7 +165,7 @@ def _without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         return Line(cell, "uri", report, ("a", "b", "c", "d"))
 
     monkeypatch.setattr(run, "_line", line)
-    monkeypatch.setattr(run.table, "curves_of", lambda uri: [(b"\x89PNG", "ROC")])
+    monkeypatch.setattr(run.table, "own_of", lambda uri: run.table.Own([(b"\x89PNG", "ROC")]))
 
 
 def test_lines_that_cannot_be_had_do_not_lose_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,8 @@ from seen import HOSTILE, Seen
 
 from dfdc_ray.experiments.cells import IMPROVED_NAME, cells, curve
 from dfdc_ray.experiments.config import ExperimentsConfig
-from dfdc_ray.experiments.table import Line, markdown, page, reports
+from dfdc_ray.experiments.table import Line, Own, markdown, page, reports
+from dfdc_ray.pages import Section, Table
 
 CONFIG = ExperimentsConfig(corpus=("videos",), out="out")
 
@@ -166,7 +167,8 @@ def test_the_page_says_the_same() -> None:
     left_out = {"faces, 2 of 8 training groups": HOSTILE}
     lines = _lines(L2=_report(0.8, 0.86))
     lines[2].report["warnings"].append(HOSTILE)
-    made = page(replace(CONFIG, weights="none"), lines, left_out, {IMPROVED_NAME: [(b"\x89PNG", "ROC")]})
+    own = {IMPROVED_NAME: Own([(b"\x89PNG", "ROC")], [Section("By part", [Table(["part"], [["40"]])])])}
+    made = page(replace(CONFIG, weights="none"), lines, left_out, own)
     assert len(made) < 100_000
     seen = Seen(made)
     seen.check()
@@ -178,5 +180,5 @@ def test_the_page_says_the_same() -> None:
     assert f"{IMPROVED_NAME}0.8000 (0.780-0.820)0.94000.7000" in seen.words
     assert len(seen.all("a", "href")) == len(lines)
     there = (("a", "/out/cells/x y/report/report.json"), ("b", "s3://bucket/report.json"))
-    assert reports(there, "/out", {}) == [("a", "cells/x%20y/report/report.html", ()), ("b", None, ())]
-    assert len([tag for tag, _ in seen.tags if tag == "tr"]) == 1 + 13
+    assert reports(there, "/out", {}) == [("a", "cells/x%20y/report/report.html", Own()), ("b", None, Own())]
+    assert len([tag for tag, _ in seen.tags if tag == "tr"]) == 1 + 13 + 2
