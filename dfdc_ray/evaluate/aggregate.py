@@ -60,7 +60,7 @@ def describe(rule: str) -> str:
     """For people."""
     return (
         f"video: {_WORDS[rule]} over the frames of a track, maximum over the tracks on at least {MIN_COVERAGE_PERCENT} % of the sampled "
-        "frames (where no track is that long: the longest); frame: maximum over the faces of those tracks"
+        "frames (where no track is that long: the longest); frame: maximum over those tracks"
     )
 
 

@@ -43,8 +43,8 @@ def _pictures(report: Report) -> dict[str, bytes]:
     frames = report.frame_scores, report.frame_labels
     with_score = report.title + (f"; {len(report.unscored)} without a score not shown" if report.unscored else "")
     return {
-        "roc": plots.roc((scores, labels), frames, title=report.title),
-        "pr": plots.pr((scores, labels), frames, title=report.title),
+        "roc": plots.roc((scores, labels), frames, title=report.title, unit=report.unit),
+        "pr": plots.pr((scores, labels), frames, title=report.title, unit=report.unit),
         "scores": plots.histograms(scores[scored], labels[scored], title=with_score, calibrated=report.calibrated),
         "reliability": plots.reliability(raw, scores[scored], labels[scored], title=with_score),
     }

@@ -19,20 +19,20 @@ BINS = 20
 Scored = tuple[np.ndarray, np.ndarray]  # scores [N], labels [N]
 
 
-def roc(video: Scored, frame: Scored, *, title: str) -> bytes:
+def roc(video: Scored, frame: Scored, *, title: str, unit: str = "frames") -> bytes:
     """ROC curves of both levels; one with one class only is said in words."""
     figure, axes = empty_figure(5.4, 5.4)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1, label="chance")
-    for name, (scores, labels), counts, style in _levels(axes, video, frame):
+    for name, (scores, labels), counts, style in _levels(axes, video, frame, unit):
         fpr, tpr = roc_curve(scores, labels)
         axes.plot(fpr, tpr, label=f"{name}: AUC {np.trapezoid(tpr, fpr):.4f} ({counts})", **style)
     return _square(figure, axes, title, xlabel="reals called fake", ylabel="fakes called fake", legend="lower right")
 
 
-def pr(video: Scored, frame: Scored, *, title: str) -> bytes:
+def pr(video: Scored, frame: Scored, *, title: str, unit: str = "frames") -> bytes:
     """Precision over recall of both levels, with the share of fakes, which is the precision of calling everything fake."""
     figure, axes = empty_figure(5.4, 5.4)
-    for name, (scores, labels), counts, style in _levels(axes, video, frame):
+    for name, (scores, labels), counts, style in _levels(axes, video, frame, unit):
         recall, precision = pr_curve(scores, labels)
         average = binary_metrics(scores, labels).pr_auc
         axes.step(recall, precision, where="pre", label=f"{name}: average precision {average:.4f} ({counts})", **style)
@@ -42,9 +42,9 @@ def pr(video: Scored, frame: Scored, *, title: str) -> bytes:
     )
 
 
-def _levels(axes: Axes, video: Scored, frame: Scored) -> Iterator[tuple[str, Scored, str, dict[str, Any]]]:
+def _levels(axes: Axes, video: Scored, frame: Scored, unit: str) -> Iterator[tuple[str, Scored, str, dict[str, Any]]]:
     """Name, scores, counts and style of each level with both classes; the other is named in the legend."""
-    for name, (scores, labels), colour, width in (("frames", frame, FAKE, 1.2), ("videos", video, REAL, 2.2)):
+    for name, (scores, labels), colour, width in ((unit, frame, FAKE, 1.2), ("videos", video, REAL, 2.2)):
         reals, fakes = int((labels == 0).sum()), int((labels == 1).sum())
         counts = f"{reals} real, {fakes} fake"
         if reals and fakes:

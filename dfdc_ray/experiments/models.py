@@ -129,13 +129,14 @@ def chosen(config: ModelsConfig) -> list[Detector]:
 def cannot_be_had(config: ModelsConfig, detectors: Sequence[Detector]) -> dict[str, str]:
     """Of all lines, or of these that were asked for, by name why the faces cannot carry them."""
     faces = faces_of(config)
+    made = read_manifest(faces).config
     found = {}
     if not config.detectors:
         in_clips = config.sampling == "clips"
         found = {d.name: "it looks at clips, and these faces are none" for d in DETECTORS if takes_clips(d.model) and not in_clips}
     if not any(row["sound"] == "ok" for row in read_ledger(faces).to_pylist()):
-        found |= {d.name: "no video of the corpus has sound" for d in detectors if takes_sound(d.model)}
-    made = read_manifest(faces).config
+        mute = "no video of the corpus has sound" if made.get("sound") else "the faces were made without sound: preprocess --sound keeps it"
+        found |= {d.name: mute for d in detectors if takes_sound(d.model)}
     if made.get("detector", made.get("landmarks")) != LANDMARKS_BY:
         needs = "the faces have no landmarks: preprocess --detector centerface and import --landmarks find them"
         found |= {d.name: needs for d in detectors if d.self_blend}

@@ -13,7 +13,6 @@ from rich.table import Table as ConsoleTable
 from dfdc_ray import __version__, pages
 from dfdc_ray.evaluate import plots
 from dfdc_ray.evaluate.metrics import binary_metrics
-from dfdc_ray.evaluate.protocol import in_short
 from dfdc_ray.experiments.config import ModelsConfig
 from dfdc_ray.experiments.models import Task
 from dfdc_ray.experiments.table import Own, difference, reports
@@ -70,7 +69,12 @@ class Line:
 
 def console_table(lines: Sequence[Line], config: ModelsConfig, console: Console) -> None:
     """The columns that fit a terminal."""
-    caption = in_short(lines[0].report["protocol"]) if lines else None
+    caption = None
+    if lines:  # what is the same for all
+        p = lines[0].report["protocol"]
+        caption = (
+            f"{p['split_rule']}; checkpoint of the {p['checkpoint_rule']}; data hash {p['data_hash'][:12]}. models.md has each line's."
+        )
     table = ConsoleTable(title="by video, on the test split", caption=caption, caption_justify="left")
     for i in _ON_CONSOLE:
         table.add_column(_HEAD[i], justify="left" if i == 0 else "right")

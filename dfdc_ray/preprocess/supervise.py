@@ -143,9 +143,11 @@ class Worker:
                     raise Unreadable(value)
                 else:
                     return value
-        except BlockingIOError as error:  # _STALL_S are over
-            raise _Died(f"stopped answering, in stage {self._stage}") from error
         except (EOFError, OSError) as error:  # OSError: it died in the midst of a message
+            if self._child is None:  # ended for what on_stage or on_wait raised
+                raise
+            if isinstance(error, BlockingIOError):  # _STALL_S are over
+                raise _Died(f"stopped answering, in stage {self._stage}") from error
             ending, from_outside = self._ending()
             raise _Died(f"{ending}, in stage {self._stage}", from_outside=from_outside) from error
         finally:

@@ -85,6 +85,11 @@ class Evidence:
 
 def judge(uri: str, result: VideoResult, scorer: Scorer, settings: Settings) -> Evidence:
     """Score what preprocess.unit found in a video. uri: as the video shall be called."""
+    found = _judge(uri, result, scorer, settings)
+    return replace(found, video=replace(found.video, subject="frame")) if settings.crop == "frame" else found
+
+
+def _judge(uri: str, result: VideoResult, scorer: Scorer, settings: Settings) -> Evidence:
     ledger, rows = result.ledger, result.faces
     unit: Literal["frames", "clips"] = "clips" if scorer.clips else "frames"
     if ledger["status"] != "ok":
@@ -102,8 +107,6 @@ def judge(uri: str, result: VideoResult, scorer: Scorer, settings: Settings) -> 
     scores = scorer.score(pictures, [[row["sound"] for row in clip] for clip in clips] if scorer.sound else ())
     first = tuple(clip[0] for clip in clips)
     video = _judged(uri, first, scores, sampled=ledger["core_decoded"] // len(clips[0]), scorer=scorer)
-    if settings.crop == "frame":
-        video = replace(video, subject="frame")
     return Evidence(video=video, rows=first, pictures=pictures, scores=tuple(scores.tolist()))
 
 

@@ -237,7 +237,7 @@ def _summary(config: TrainConfig) -> None:
     assert saved is not None
     history = saved.config["history"]
     best = min(history, key=lambda entry: entry["video_log_loss"])
-    caption = f"{describe_split(config.split)}; core faces; data hash {saved.config['data_hash'][:12]}"
+    caption = f"{describe_split(config.split)}; core frames or clips; data hash {saved.config['data_hash'][:12]}"
     table = Table(title="Validation", caption=caption, caption_justify="left")
     for name in ("epoch", "train loss", "frame log loss", "frame AUC", "video log loss", "video AUC", "images /s", "data wait"):
         table.add_column(name, justify="right")

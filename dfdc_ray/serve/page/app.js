@@ -294,8 +294,8 @@ class Card {
     }
     this.$(".without").hidden = face.heat;
     this.$(".without").textContent = this.result.faces.some((other) => other.heat)
-      ? "No heat map: the video has so many faces that only those with the highest scores got one."
-      : `This model cannot say which places of a face spoke for a fake${this.result.maps ? "; what it shows of itself is below" : ""}.`;
+      ? "No heat map: there are so many pictures that only those with the highest scores got one."
+      : `This model cannot say which places of the picture spoke for a fake${this.result.maps ? "; what it shows of itself is below" : ""}.`;
     this.$(".before").setAttribute("aria-disabled", String(n === 0));
     this.$(".after").setAttribute("aria-disabled", String(n === this.result.faces.length - 1));
     for (const [k, button] of this.buttons.entries()) button.setAttribute("aria-pressed", String(k === n));
@@ -322,7 +322,7 @@ class Card {
     const left = 34, right = 10, tall = 96, gap = 24;
     const x = (time) => left + (width - left - right) * (time / end);
     this.x = x;
-    const root = svg("svg", { width, role: "group", "aria-label": "Scores of the faces over time" });
+    const root = svg("svg", { width, role: "group", "aria-label": "Scores over time" });
     this.points = new Map();
     let top = 0;
     for (const track of tracks) {
@@ -449,7 +449,7 @@ document.addEventListener("dragover", () => drop.classList.add("over"));
 for (const kind of ["dragleave", "drop"]) document.addEventListener(kind, () => drop.classList.remove("over"));
 document.addEventListener("drop", async (event) => {
   const files = [...event.dataTransfer.items].filter((item) => item.kind === "file" && !item.webkitGetAsEntry()?.isDirectory).map((item) => item.getAsFile());
-  if (files.length < event.dataTransfer.files.length) say("Folders are not taken: drop the videos in them.");
+  byId("folders").hidden = files.length === event.dataTransfer.files.length;
   await ready;
   take(files);
 });
