@@ -24,7 +24,7 @@ _THREADS = 16  # for reading many small objects
 Transform = Callable[[torch.Tensor], torch.Tensor]  # uint8 [3,H,W] RGB -> float32 [3,S,S]; of clips [T,3,H,W] -> [T,3,S,S]
 
 
-Fake = Callable[[torch.Tensor, int], torch.Tensor | None]  # uint8 [3,H,W] RGB and its position in the RowTable -> the same shape, or None
+Fake = Callable[[torch.Tensor, int, bool], tuple[torch.Tensor, bool]]  # picture uint8 [3,H,W] RGB, position in the RowTable, real
 
 
 NO_SOUND = torch.empty(0)
@@ -54,7 +54,8 @@ class Pictures(Protocol):
 class FaceDataset(IterableDataset[Batch]):
     """Whole batches, decoded and transformed, in the given order. Loader worker w of W makes batches w, w + W, ...
 
-    fake: makes a fake of a real picture, which then has the label 1, or gives None and leaves it as it is; drawn by the sample's seed.
+    fake: given a picture, its position and whether it is real, another in its place and whether that is a fake of its making, which then
+    has the label 1; drawn by the sample's seed.
     sound: of clips, whose rows must all have it.
     """
 
@@ -90,9 +91,9 @@ class FaceDataset(IterableDataset[Batch]):
             tensors = []
             for i, (picture, seed) in enumerate(zip(pictures, samples.seeds, strict=True)):
                 with _seeded(seed):
-                    made = self.fake(picture, int(samples.positions[i])) if self.fake and labels[i] == 0 else None
-                    labels[i] = labels[i] if made is None else 1
-                    tensors.append(self.transform(picture if made is None else made))
+                    given, made = self.fake(picture, int(samples.positions[i]), bool(labels[i] == 0)) if self.fake else (picture, False)
+                    labels[i] = 1 if made else labels[i]
+                    tensors.append(self.transform(given))
         batch = Batch(torch.stack(tensors), torch.from_numpy(labels), torch.from_numpy(samples.positions))
         return batch._replace(sound=images.sound(wanted).view(*group.shape, -1)) if self.with_sound else batch
 

@@ -4,7 +4,8 @@ A face is laid over itself through a soft mask, after one of the two copies has 
 What a detector can learn of it is the seam and the mismatch that every swap leaves, and nothing of any one method.
 
 After the paper are the kinds of change, that the changed copy is the source or the target by chance, the shift, the scale and the ratio of
-the blending. Ours are the strength of the colours, how the mask is bent, and the mask: theirs is the hull of 68 or 81 landmarks, ours an
+the blending; and that half of the pictures beside them are changed too, as their reals are, or a changed picture would be told for a fake.
+Ours are the strength of the colours, how the mask is bent, and the mask: theirs is the hull of 68 or 81 landmarks, ours an
 ellipse through the five that a detector gives, from above the brows to the chin.
 """
 
@@ -48,7 +49,7 @@ def self_blended(picture: torch.Tensor, landmarks: np.ndarray) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class SelfBlend:
-    """Makes such fakes of a share of the pictures; for FaceDataset.
+    """Makes such fakes of a share of the real pictures, and changes half of all others; for FaceDataset.
 
     landmarks: float32 [N,5,2] in pixels of the frame, nan where they are not known; crops: int32 [N,4], x y w h of what was cut out.
     """
@@ -57,9 +58,15 @@ class SelfBlend:
     landmarks: np.ndarray
     crops: np.ndarray
 
-    def __call__(self, picture: torch.Tensor, position: int) -> torch.Tensor | None:
-        if float(torch.rand(())) >= self.share:
-            return None
+    def __call__(self, picture: torch.Tensor, position: int, real: bool) -> tuple[torch.Tensor, bool]:
+        """The picture in place of this, and whether it is a fake made here."""
+        made = self._blended(picture, position) if real and float(torch.rand(())) < self.share else None
+        if made is not None:
+            return made, True
+        return (_changed(picture) if float(torch.rand(())) < 0.5 else picture), False
+
+    def _blended(self, picture: torch.Tensor, position: int) -> torch.Tensor | None:
+        """None where it has no landmarks, or is too small."""
         points, (x, y, w, h) = self.landmarks[position], self.crops[position]
         height, width = picture.shape[-2:]
         if np.isnan(points).any() or min(height, width) < _SMALLEST:

@@ -43,7 +43,7 @@ def test_a_turned_head_has_a_mask_as_wide_as_a_face() -> None:
 
 def test_what_blending_left_as_it_was_is_called_no_fake(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("dfdc_ray.train.blend.self_blended", lambda picture, landmarks: picture.clone())
-    assert SelfBlend(1.0, LANDMARKS[None], np.array([[0, 0, 200, 240]]))(_face(), 0) is None
+    assert not SelfBlend(1.0, LANDMARKS[None], np.array([[0, 0, 200, 240]]))(_face(), 0, True)[1]
 
 
 def test_the_mask_is_bent_and_soft() -> None:
@@ -77,7 +77,7 @@ def test_a_fake_differs_from_its_face_within_the_face() -> None:
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory: pytest.TempPathFactory) -> RowTable:
-    faces = write_face_shards(tmp_path_factory.mktemp("blend") / "faces", families=3, image_format="png")
+    faces = write_face_shards(tmp_path_factory.mktemp("blend") / "faces", families=12, image_format="png")
     return read_rows(read_manifest(str(faces)), more=("landmarks", "crop"))
 
 
@@ -90,13 +90,16 @@ def _batches(rows: RowTable, share: float | None) -> tuple[np.ndarray, np.ndarra
 
 def test_a_share_of_the_reals_becomes_fakes(rows: RowTable) -> None:
     plain, labels, positions = _batches(rows, None)
-    for share, low, high in ((0.0, 0, 0), (0.5, 0.25, 0.75), (1.0, 1, 1)):
+    for share, low, high in ((0.5, 0.25, 0.75), (1.0, 1, 1)):
         pictures, blended, same = _batches(rows, share)
         assert np.array_equal(same, positions)
         assert (blended[labels == 1] == 1).all()
         assert low <= blended[labels == 0].mean() <= high
         changed = (pictures != plain).any(axis=(1, 2, 3))
-        assert np.array_equal(changed, blended != labels)
+        assert changed[blended != labels].all()
+        assert 0.25 < changed[labels == 1].mean() < 0.75  # or what is changed could be told for a fake
+        if share < 1:
+            assert 0.25 < changed[blended == 0].mean() < 0.75
         again = _batches(rows, share)
         assert all(np.array_equal(a, b) for a, b in zip(again, (pictures, blended, same), strict=True))
     assert np.array_equal(rows.labels, _labels_of(rows))
@@ -111,9 +114,9 @@ def test_landmarks_are_moved_into_the_picture(monkeypatch: pytest.MonkeyPatch) -
     given: list[np.ndarray] = []
     monkeypatch.setattr("dfdc_ray.train.blend.self_blended", lambda picture, landmarks: given.append(landmarks) or picture)
     in_frame = (LANDMARKS * 2 + (300, 100))[None].astype(np.float32)
-    SelfBlend(1.0, in_frame, np.array([[300, 100, 400, 480]], np.int32))(_face(), 0)
+    SelfBlend(1.0, in_frame, np.array([[300, 100, 400, 480]], np.int32))(_face(), 0, True)
     assert given[0] == pytest.approx(LANDMARKS)
-    assert SelfBlend(1.0, in_frame * np.nan, np.array([[300, 100, 400, 480]], np.int32))(_face(), 0) is None
+    assert not SelfBlend(1.0, in_frame * np.nan, np.array([[300, 100, 400, 480]], np.int32))(_face(), 0, True)[1]
 
 
 def test_without_landmarks_it_is_said_where_they_come_from(rows: RowTable) -> None:
