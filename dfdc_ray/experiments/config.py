@@ -60,7 +60,7 @@ class ModelsConfig:
     detectors: tuple[str, ...] = ()
     """Which lines of the table, by name; unset: all. A combination is there when all its members are."""
     weights: Literal["pretrained", "none"] = "pretrained"
-    """pretrained: each model begins with ImageNet's or Kinetics' where they can be had; none: all from scratch."""
+    """pretrained: those begin with ImageNet's or Kinetics' for which docs/models.md names such; none: all from scratch."""
     sampling: Literal["clips", "spread"] = "clips"
     """clips: for models of time and of single frames alike; spread: frames evenly over the video, for the latter alone."""
     clips: int = 4
@@ -104,4 +104,5 @@ class BonettiniConfig(ModelsConfig):
     sampling: Literal["clips", "spread"] = "spread"
     frames: int = 32
     real_multiplier: int = 1
+    epochs: int = 1
     learning_rate: float = 1e-5

@@ -134,7 +134,7 @@ def cannot_be_had(config: ModelsConfig, detectors: Sequence[Detector]) -> dict[s
     if not config.detectors:
         in_clips = config.sampling == "clips"
         found = {d.name: "it looks at clips, and these faces are none" for d in DETECTORS if takes_clips(d.model) and not in_clips}
-    if not any(row["sound"] == "ok" for row in read_ledger(faces).to_pylist()):
+    if not any(row.get("sound") == "ok" for row in read_ledger(faces).to_pylist()):
         mute = "no video of the corpus has sound" if made.get("sound") else "the faces were made without sound: preprocess --sound keeps it"
         found |= {d.name: mute for d in detectors if takes_sound(d.model)}
     if made.get("detector", made.get("landmarks")) != LANDMARKS_BY:

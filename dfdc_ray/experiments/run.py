@@ -35,6 +35,7 @@ from dfdc_ray.experiments import models_table, table
 from dfdc_ray.experiments.cells import Cell, cells, curve, wanting
 from dfdc_ray.experiments.config import ExperimentsConfig, ModelsConfig
 from dfdc_ray.experiments.models import (
+    Detector,
     Task,
     cannot_be_had,
     chosen,
@@ -48,7 +49,7 @@ from dfdc_ray.experiments.models import (
 )
 from dfdc_ray.experiments.regroup import regroup
 from dfdc_ray.experiments.table import Line
-from dfdc_ray.models import create_model, load_weights
+from dfdc_ray.models import create_model, load_weights, pretrained
 from dfdc_ray.preprocess.run import preprocess
 from dfdc_ray.shards.manifest import read_ledger, read_manifest
 from dfdc_ray.train import memory
@@ -178,6 +179,7 @@ def models(config: ModelsConfig) -> None:
     detectors = chosen(config)
     faces = faces_of(config)
     if config.faces is None:
+        _check_weights(config, detectors)
         preprocess(preprocessing(config))
     left_out = cannot_be_had(config, detectors)
     tasks = trainings(config, [d for d in detectors if d.name not in left_out], faces_hash=_hash_of(faces))
@@ -206,6 +208,13 @@ def models(config: ModelsConfig) -> None:
         raise UserError("No line could be had: " + "; ".join(f"{name}: {why}" for name, why in (left_out | failed).items()))
     if failed:
         raise UserError(f"{len(failed)} of {len(tasks) + len(combined)} lines could not be had: {', '.join(failed)}. models.md says why.")
+
+
+def _check_weights(config: ModelsConfig, detectors: Sequence[Detector]) -> None:
+    """UserError for first weights that cannot be had, before hours of preprocessing rather than after."""
+    if config.weights == "pretrained" and not storage.exists(storage.join(faces_of(config), "manifest.json")):
+        for model in dict.fromkeys(detector.model for detector in detectors):
+            load_weights(create_model(model), pretrained(model))
 
 
 def _line_of(task: Task, config: ModelsConfig) -> models_table.Line:

@@ -18,7 +18,7 @@ from dfdc_ray.cli import main
 from dfdc_ray.config import CombineConfig, TrainConfig
 from dfdc_ray.demo.corpus import write_corpus
 from dfdc_ray.errors import UserError
-from dfdc_ray.experiments import models_table
+from dfdc_ray.experiments import models_table, run
 from dfdc_ray.experiments.config import BonettiniConfig, ModelsConfig
 from dfdc_ray.experiments.models import (
     COMBINATIONS,
@@ -31,7 +31,6 @@ from dfdc_ray.experiments.models import (
     trainings,
     with_given_faces,
 )
-from dfdc_ray.experiments.run import models
 from dfdc_ray.models import NAMES, only_side, takes_clips
 
 CONFIG = ModelsConfig(corpus=("/data/dfdc",), out="/out")
@@ -115,7 +114,18 @@ def test_faces_made_before_say_how_they_were_sampled(tmp_path: Path) -> None:
     of_clips = with_given_faces(replace(CONFIG, sampling="spread", faces=str(tmp_path / "clips")))
     assert (of_clips.sampling, of_clips.clips, of_clips.frames, of_clips.stride, of_clips.real_multiplier) == ("clips", 3, 16, 5, 2)
     with pytest.raises(UserError, match="one of the two"):
-        models(replace(CONFIG, faces="faces"))
+        run.models(replace(CONFIG, faces="faces"))
+
+
+def test_first_weights_that_cannot_be_had_are_said_before_preprocessing(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def refuse(model: object, weights: str) -> None:
+        if weights == "kinetics":
+            raise UserError("kinetics cannot be fetched")
+
+    monkeypatch.setattr(run, "load_weights", refuse)
+    monkeypatch.setattr(run, "preprocess", lambda config: pytest.fail("preprocessing began"))
+    with pytest.raises(UserError, match="cannot be fetched"):
+        run.models(replace(CONFIG, out=str(tmp_path), detectors=("meso4", "r3d_18")))
 
 
 def test_cost_of_a_video() -> None:

@@ -151,8 +151,6 @@ def marks(name: str) -> list[pytest.MarkDecorator]:
     if name == "mfcc_lstm":
         found.append(
             pytest.mark.xfail(
-                strict=True,
-                raises=AssertionError,
                 reason="it learns lips and sound only where nothing else is drawn (test_audiovisual.py, docs/models.md)",
             )
         )
