@@ -47,13 +47,7 @@ class Cell:
     def key(self, config: ExperimentsConfig, faces_hash: str) -> str:
         """Names the cell's folder: what it does, and a hash of all that decides its result, that of the faces among it."""
         decides = {name: value for name, value in asdict(self).items() if name not in ("name", "reported")}
-        decides |= {
-            "faces_hash": faces_hash,
-            "split": config.split,
-            "weights": _weights(config.weights),
-            "seed": config.seed,
-            "version": __version__,
-        }
+        decides |= {"faces_hash": faces_hash, "split": config.split, "weights": _weights(config.weights), "seed": config.seed}
         return folder_name(self.name, decides)
 
 
