@@ -65,16 +65,21 @@ def cluster() -> Iterator[dict[str, str]]:
 
 
 def submit(environment: dict[str, str], *command: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [RAY, "job", "submit", "--working-dir", ".", "--", "python", *command],
-        env=environment,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=250,
-        check=False,
-    )
-    return done.returncode, done.stdout + done.stderr
+    deadline = time.monotonic() + 60
+    while True:
+        done = subprocess.run(
+            [RAY, "job", "submit", "--working-dir", ".", "--", "python", *command],
+            env=environment,
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=250,
+            check=False,
+        )
+        output = done.stdout + done.stderr
+        if "No available agent to submit job" not in output or time.monotonic() > deadline:  # it comes up after the head does
+            return done.returncode, output
+        time.sleep(1)
 
 
 def test_preprocess_and_train_as_jobs(cluster, small_corpus, tmp_path):
