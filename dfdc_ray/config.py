@@ -94,7 +94,7 @@ class ImportConfig:
     margin: float | None = None
     """Margin with which the crops were cut, as of preprocess; unset: it is not known, so `predict` cannot cut a video's faces alike."""
     landmarks: bool = False
-    """Find eyes, nose and mouth in each crop with CenterFace, which `train --self-blend` wants; some 20 ms a crop on one core."""
+    """Find eyes, nose and mouth in each crop with CenterFace, which `train --self-blend` wants; most of the time goes there."""
 
 
 @dataclass(frozen=True, kw_only=True)

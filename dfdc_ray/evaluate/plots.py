@@ -19,7 +19,7 @@ BINS = 20
 Scored = tuple[np.ndarray, np.ndarray]  # scores [N], labels [N]
 
 
-def roc(video: Scored, frame: Scored, *, title: str, unit: str = "frames") -> bytes:
+def roc(video: Scored, frame: Scored, *, title: str, unit: str) -> bytes:
     """ROC curves of both levels; one with one class only is said in words."""
     figure, axes = empty_figure(5.4, 5.4)
     axes.plot([0, 1], [0, 1], color=GREY, linestyle=":", linewidth=1, label="chance")
@@ -29,7 +29,7 @@ def roc(video: Scored, frame: Scored, *, title: str, unit: str = "frames") -> by
     return _square(figure, axes, title, xlabel="reals called fake", ylabel="fakes called fake", legend="lower right")
 
 
-def pr(video: Scored, frame: Scored, *, title: str, unit: str = "frames") -> bytes:
+def pr(video: Scored, frame: Scored, *, title: str, unit: str) -> bytes:
     """Precision over recall of both levels, with the share of fakes, which is the precision of calling everything fake."""
     figure, axes = empty_figure(5.4, 5.4)
     for name, (scores, labels), counts, style in _levels(axes, video, frame, unit):

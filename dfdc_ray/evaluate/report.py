@@ -61,8 +61,8 @@ class Report:
     rule: str  # the one in use
     robustness: tuple[Robustness, ...]  # empty: not asked for
     near_duplicates: tuple[Pair, ...] | None  # of training videos; None: not looked for
-    unit: Literal["frames", "clips"] = "frames"  # what is scored, and what else is said of frames here is said of
-    maps_of: str = ""  # of several models, some of which have no heat maps, those that have
+    unit: Literal["frames", "clips"]  # what is scored, and what else is said of frames here is said of
+    maps_of: str  # of several models, some of which have no heat maps, those that have
 
     @property
     def calibrated(self) -> bool:

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -94,7 +93,7 @@ def page(
     lines: Sequence[Line],
     failed: Mapping[str, str],
     picture: bytes,
-    own: Mapping[str, Own] = MappingProxyType({}),
+    own: Mapping[str, Own],
 ) -> bytes:
     """The same as report.html. picture: of `plot`. own: by the name of a line."""
     return pages.render(

@@ -87,7 +87,7 @@ def report(config: ExperimentsConfig) -> None:
     for cell in curve(config, groups):
         console.rule(f"learning curve: {cell.name}")
         add(cell)
-    own = {line.cell.name: table.own_of(line.uri) for line in lines}
+    own = {line.cell.name: table.own_of(line.uri, line.report) for line in lines}
     missing = wanting(config) | left_out
     text, page = table.markdown(config, lines, missing), table.page(config, lines, missing, own)
     found = {"config": asdict(config), "lines": [{"cell": asdict(line.cell), "report": line.uri} for line in lines], "left_out": missing}
@@ -191,7 +191,7 @@ def models(config: ModelsConfig) -> None:
         {"name": line.task.name, "report": line.task.report, "macs_a_video": line.macs, "parameters": line.parameters} for line in lines
     ]
     whole = {"config": asdict(config), "lines": found, "failed": failed, "left_out": left_out}
-    picture, own = models_table.plot(lines), {line.task.name: table.own_of(line.task.report) for line in lines}
+    picture, own = models_table.plot(lines), {line.task.name: table.own_of(line.task.report, line.report) for line in lines}
     for name, data in (
         ("models.png", picture),
         ("report.html", models_table.page(config, lines, left_out | failed, picture, own)),

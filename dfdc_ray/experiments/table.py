@@ -1,6 +1,5 @@
 """The table of the experiments beside the founding report's numbers, and a paragraph that says what the numbers say and no more."""
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -129,8 +128,8 @@ def markdown(config: ExperimentsConfig, lines: Sequence[Line], left_out: Mapping
 def page(
     config: ExperimentsConfig,
     lines: Sequence[Line],
-    left_out: Mapping[str, str] = MappingProxyType({}),
-    own: Mapping[str, Own] = MappingProxyType({}),
+    left_out: Mapping[str, str],
+    own: Mapping[str, Own],
 ) -> bytes:
     """The same as report.html. own: by the name of a line."""
     return pages.render(
@@ -152,12 +151,14 @@ def reports(lines: Iterable[tuple[str, str]], out: str, own: Mapping[str, Own]) 
     return [(name, link(uri.removesuffix(".json") + ".html", out), own.get(name, Own())) for name, uri in lines]
 
 
-def own_of(uri: str) -> Own:
-    """Of a line, by its report.json."""
+def own_of(uri: str, report: Mapping[str, Any]) -> Own:
+    """Of a line, by its report.json and where that is."""
     folder = uri.rpartition("/")[0]
     curves = [(storage.read_bytes(storage.join(folder, f"{name}.png")), title) for name, title in PICTURES.items()]
-    found = json.loads(storage.read_bytes(uri)).get("sections", ())  # reports of before have none
-    sections = [Section(one["title"], [part if isinstance(part, str) else Table(**part) for part in one["body"]]) for one in found]
+    sections = [
+        Section(one["title"], [part if isinstance(part, str) else Table(**part) for part in one["body"]])
+        for one in report.get("sections", ())  # reports of before have none
+    ]
     return Own(curves, sections)
 
 

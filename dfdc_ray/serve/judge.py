@@ -86,17 +86,21 @@ class Evidence:
 def judge(uri: str, result: VideoResult, scorer: Scorer, settings: Settings) -> Evidence:
     """Score what preprocess.unit found in a video. uri: as the video shall be called."""
     found = _judge(uri, result, scorer, settings)
-    return replace(found, video=replace(found.video, subject="frame")) if settings.crop == "frame" else found
+    said = replace(found.video, unit=_unit(scorer), subject="frame" if settings.crop == "frame" else "face")
+    return replace(found, video=said)
+
+
+def _unit(scorer: Scorer) -> Literal["frames", "clips"]:
+    return "clips" if scorer.clips else "frames"
 
 
 def _judge(uri: str, result: VideoResult, scorer: Scorer, settings: Settings) -> Evidence:
     ledger, rows = result.ledger, result.faces
-    unit: Literal["frames", "clips"] = "clips" if scorer.clips else "frames"
     if ledger["status"] != "ok":
         status: Literal["no_face", "error"] = "no_face" if ledger["status"] == "no_face" else "error"
         sampled = ledger["core_decoded"] // (settings.frames if scorer.clips else 1)
-        why = f"no face in {sampled} sampled {unit}" if status == "no_face" else ledger["error"]
-        return Evidence(video=VideoScore(uri=uri, status=status, stage=ledger["stage"], error=why, unit=unit, frames_sampled=sampled))
+        why = f"no face in {sampled} sampled {_unit(scorer)}" if status == "no_face" else ledger["error"]
+        return Evidence(video=VideoScore(uri=uri, status=status, stage=ledger["stage"], error=why, frames_sampled=sampled))
     clips = _clips(rows) if scorer.clips else [[row] for row in rows]
     if scorer.sound:
         clips = [clip for clip in clips if all(row["has_sound"] for row in clip)]
@@ -150,7 +154,6 @@ def _judged(uri: str, rows: Sequence[dict[str, Any]], scores: np.ndarray, *, sam
         short_tracks=whole.short,
         width=rows[0]["frame_width"],
         height=rows[0]["frame_height"],
-        unit="clips" if scorer.clips else "frames",
         frames_sampled=sampled,
         frames=tuple(
             FrameScore(frame=int(f), time_s=times[int(f)], score=float(s)) for f, s in zip(whole.frames, whole.frame_scores, strict=True)

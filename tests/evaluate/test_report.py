@@ -72,6 +72,8 @@ def _report(videos: list[JudgedVideo]) -> Report:
         rule="mean",
         robustness=(),
         near_duplicates=None,
+        unit="frames",
+        maps_of="",
     )
 
 

@@ -202,14 +202,14 @@ def test_the_table_and_the_plot() -> None:
     assert "it did not fit" in nothing
 
     picture = models_table.plot(lines)
-    seen = Seen(models_table.page(CONFIG, lines, {"meso4": HOSTILE}, picture))
+    seen = Seen(models_table.page(CONFIG, lines, {"meso4": HOSTILE}, picture, {}))
     seen.check()
     assert HOSTILE in seen.text
     assert seen.all("img", "src") == [pages.data_uri(picture)]
     assert seen.all("a", "href") == [f"lines/{line.task.key}/report/report.html" for line in lines]
     assert "resnet340.750 (0.650-0.850)" in seen.words
     assert "each checkpoint is that with the lowest loss" in seen.words
-    assert "it did not fit" in Seen(models_table.page(CONFIG, [], {"meso4": "it did not fit"}, picture)).text
+    assert "it did not fit" in Seen(models_table.page(CONFIG, [], {"meso4": "it did not fit"}, picture, {})).text
 
 
 @pytest.mark.ray

@@ -166,7 +166,7 @@ def _without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         return Line(cell, "uri", report, ("a", "b", "c", "d"))
 
     monkeypatch.setattr(run, "_line", line)
-    monkeypatch.setattr(run.table, "own_of", lambda uri: run.table.Own([(b"\x89PNG", "ROC")]))
+    monkeypatch.setattr(run.table, "own_of", lambda uri, report: run.table.Own([(b"\x89PNG", "ROC")]))
 
 
 def test_lines_that_cannot_be_had_do_not_lose_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -59,7 +59,6 @@ WAYS = {
     "mesoinception4": Way(epochs=8, objective="l2", batch=16),
     "framediff_only": Way(epochs=6),
     "chroma": Way(epochs=20, fakes="colour", rate=3e-3, slow=False),
-    "mfcc_lstm": Way(epochs=60, fakes="sound", rate=1e-2),
     "av_sync": Way(epochs=12, fakes="sound", objective="sync"),
 }
 OF_FRAMES, OF_CLIPS = Way(epochs=4, batch=16), Way(epochs=10)
@@ -146,18 +145,11 @@ def way_of(name: str) -> Way:
     return WAYS.get(name, OF_CLIPS if takes_clips(name) else OF_FRAMES)
 
 
-def marks(name: str) -> list[pytest.MarkDecorator]:
-    found = [pytest.mark.slow] if way_of(name).slow else []
-    if name == "mfcc_lstm":
-        found.append(
-            pytest.mark.xfail(
-                reason="it learns lips and sound only where nothing else is drawn (test_audiovisual.py, docs/models.md)",
-            )
-        )
-    return found
+# mfcc_lstm learns lips and sound only where nothing else is drawn: test_audiovisual.py, docs/models.md.
+HERE = [pytest.param(name, marks=[pytest.mark.slow] if way_of(name).slow else []) for name in NAMES if name != "mfcc_lstm"]
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=marks(name)) for name in NAMES])
+@pytest.mark.parametrize("name", HERE)
 @pytest.mark.timeout(900)
 @pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")  # torchvision's own v2.JPEG
 def test_beats_chance(name: str, folder: str, tmp_path: Path) -> None:

@@ -231,7 +231,7 @@ def test_what_was_not_scored_goes_with_the_page_that_is_closed(browser: Browser,
     with opened(browser, url) as page:
         page.set_input_files("#file", [folder / "face.mp4", folder / "face.mp4", folder / "face.mp4"])
         expect(page.locator(".state").first).to_contain_text("Waits:")  # the last that was sent
-        last = page.evaluate("cards[2].url")
+        last = page.evaluate("[...cards][2].url")
         assert page.request.get(f"{url}/{last}").status == 200
         page.reload()
         for _ in range(100):

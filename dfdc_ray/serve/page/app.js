@@ -145,6 +145,7 @@ class Card {
 
   remove() {
     this.gone = true;
+    cards.delete(this);
     if (this.request && !this.sent) this.request.abort(); // else the answer is awaited: it names what is to be deleted
     this.forget();
     if (this.source) URL.revokeObjectURL(this.source);
@@ -428,12 +429,12 @@ async function describe() {
   add("Weights", `SHA-256 ${model.weights_sha256.split("; ").map((one) => `${one.slice(0, 16)}...`).join(", ")}`);
 }
 
-const cards = [];
-function take(files) { for (const file of files) cards.push(new Card(file)); }
+const cards = new Set();
+function take(files) { for (const file of files) cards.add(new Card(file)); }
 
 addEventListener("pagehide", (event) => { // nobody will see what becomes of them, and others wait
   if (event.persisted) return;
-  for (const card of cards) if (card.url && !card.ended && !card.gone) fetch(card.url, { method: "DELETE", keepalive: true });
+  for (const card of cards) if (card.url && !card.ended) fetch(card.url, { method: "DELETE", keepalive: true });
 });
 
 const ready = describe();
