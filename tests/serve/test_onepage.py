@@ -47,7 +47,7 @@ def _evidence(scorer: Scorer, uri: str = "clip.mp4") -> Evidence:
     ]
     length = 4 if scorer.clips else 1
     pictures = tuple(tuple(encode(rng.integers(0, 255, (80, 80, 3), dtype=np.uint8), "jpeg") for _ in range(length)) for _ in rows)
-    video = _judged(uri, rows, SCORES, sampled=10, scorer=scorer)
+    video = replace(_judged(uri, rows, SCORES, sampled=10, scorer=scorer), unit="clips" if scorer.clips else "frames")
     return Evidence(video=video, rows=tuple(rows), pictures=pictures, scores=tuple(SCORES.tolist()))
 
 
