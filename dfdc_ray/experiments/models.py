@@ -53,10 +53,11 @@ COMBINATIONS = {
         "efficientnet_b4-siamese",
         "efficientnet_b4_attention-siamese",
     ),
-    "2D and 3D": ("seresnext50-cutmix", "r2plus1d_18-cutmix", "resnet34_3d-cutmix"),
+    "2D and 3D": ("seresnext50-cutmix", "r2plus1d_18-cutmix"),
     "frames and differences": ("resnet34", "framediff_only"),
 }
-"""By name, of which detectors: Bonettini et al. 2020's ensemble; that of DFDC's 5th place; the founding report's model and its wish."""
+"""By name, of which detectors: Bonettini et al. 2020's ensemble; one of each half of that of DFDC's 5th place, which count alike there; the
+founding report's model and its wish."""
 
 
 @dataclass(frozen=True, kw_only=True)

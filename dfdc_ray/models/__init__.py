@@ -121,7 +121,9 @@ def load_weights(model: "nn.Module", weights: str) -> None:
 
 
 def _pretrained(model: "nn.Module", weights: str) -> "Mapping[str, torch.Tensor]":
-    """Those that a package carries; or torchvision's, fetched at most once on a machine: the others wait at a lock, then find the file."""
+    """Those that a package carries; or torchvision's or timm's, fetched at most once on a machine: the others wait at a lock, then find the
+    file. Its name holds the beginning of its SHA-256, which torch.hub checks.
+    """
     import torch
     from filelock import FileLock
     from torchvision.models import WeightsEnum
@@ -131,20 +133,21 @@ def _pretrained(model: "nn.Module", weights: str) -> "Mapping[str, torch.Tensor]
         there = f"there are {' and '.join(known)}" if known else "there are none"
         raise UserError(f"--weights {weights}: of {type(model).__name__} {there}. --weights none trains from scratch; a file is taken too.")
     source = known[weights]
-    if not isinstance(source, WeightsEnum):
+    if callable(source):
         packaged: Mapping[str, torch.Tensor] = source()
         return packaged
-    file = Path(torch.hub.get_dir()) / "checkpoints" / source.url.rsplit("/", 1)[1]
+    url = source.url if isinstance(source, WeightsEnum) else source
+    file = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[1]
     timeout = socket.getdefaulttimeout()
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{file}.lock"):
             socket.setdefaulttimeout(_DOWNLOAD_TIMEOUT_S)
-            return source.get_state_dict(progress=False, check_hash=True, map_location="cpu", weights_only=True)
+            return torch.hub.load_state_dict_from_url(url, progress=False, check_hash=True, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:  # no network, or a damaged file
         raise UserError(
             f"The pretrained weights could not be loaded ({error}).\n"
-            f"With a network they are fetched from {source.url}\n"
+            f"With a network they are fetched from {url}\n"
             f"Without one, place that file at {file}\n"
             "or anywhere else and give --weights FILE; --weights none trains from scratch."
         ) from error

@@ -2,7 +2,8 @@
 
 The logarithm of a channel's ratio to green does not change with how bright a place is, and a lamp that changes shifts it by the same amount
 everywhere (Finlayson and Hordley 2001, doi:10.1364/JOSAA.18.000253). So in a clip each region's change in colour falls into what it
-shares with the rim of the crop, the light of the scene, and its own. The maps hold its own, and how that differs from the regions
+shares with the rim of the crop, the light of the scene, and its own. The light's is the median over the rim, so that
+hair that passes there or a person behind is not taken for it. The maps hold its own, and how that differs from the regions
 around: skin under one light changes alike, splotches that a swap leaves do not. What stands still in a clip is in no map.
 """
 
@@ -51,9 +52,9 @@ def chroma_maps(clips: torch.Tensor) -> torch.Tensor:
     logs = means.log()
     ratios = (logs[:, (0, 2)] - logs[:, 1:2]).view(n, t, 2, REGIONS, REGIONS)
     changes = ratios - ratios.mean(1, keepdim=True)
-    rim = torch.ones(REGIONS, REGIONS, device=clips.device)
-    rim[_RIM:-_RIM, _RIM:-_RIM] = 0
-    own = changes - (changes * rim).sum((3, 4), keepdim=True) / rim.sum()
+    sides = (changes[..., :_RIM, :], changes[..., -_RIM:, :], changes[..., _RIM:-_RIM, :_RIM], changes[..., _RIM:-_RIM, -_RIM:])
+    light = torch.cat([side.flatten(3) for side in sides], dim=3).quantile(0.5, dim=3)
+    own = changes - light[..., None, None]
     around = functional.avg_pool2d(own.flatten(0, 1), 3, stride=1, padding=1, count_include_pad=False).view_as(own)
     return torch.cat([own, own - around], dim=2)
 

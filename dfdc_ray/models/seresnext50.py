@@ -1,10 +1,8 @@
 """SE-ResNeXt50 32x4d (Hu et al. 2017, https://arxiv.org/abs/1709.01507; Xie et al. 2016, https://arxiv.org/abs/1611.05431) from timm, with
-one output: the 2D half of the 5th place of the Deepfake Detection Challenge. timm's ImageNet weights come as a file: --weights FILE.
+one output: the 2D half of the 5th place of the Deepfake Detection Challenge.
 """
 
-from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
 
 import timm
 import torch
@@ -14,7 +12,7 @@ from torch import nn
 class SEResNeXt50(nn.Module):
     """float32 [N,3,S,S] -> logits [N]."""
 
-    PRETRAINED: Mapping[str, Any] = MappingProxyType({})
+    PRETRAINED = MappingProxyType({"imagenet": str(timm.get_pretrained_cfg("seresnext50_32x4d.racm_in1k").url)})
     HEAD = ("body.fc.",)
     MAPS = "body.layer4"
     CHANNELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

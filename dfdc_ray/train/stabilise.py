@@ -59,15 +59,18 @@ def _blurred(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _movement(middle: np.ndarray, frame: np.ndarray, start: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """From one to the other, float32 [2,3], looked for from `start` on; `start` where that would not do better than to leave the frame."""
-    try:
-        without = cv2.computeECC(middle, frame, mask)
-        alike, moved = cv2.findTransformECC(middle, frame, start.copy(), cv2.MOTION_EUCLIDEAN, _CRITERIA, mask, 1)
-    except cv2.error:  # it does not converge, as in a plain picture
-        return start
+    """From one to the other, float32 [2,3]: what is found from `start` on, `start` itself or none, after whichever the frame is most like the
+    middle one; `start` where it is like it after none of them.
+    """
+    moves = [start, np.eye(2, 3, dtype=np.float32)]
     height, width = frame.shape
     centre = np.array([width / 2, height / 2, 1])
-    gone = np.hypot(*(moved @ centre - centre[:2]))
-    if not alike > max(without, _ALIKE) or gone > _FARTHEST * max(width, height):
+    try:
+        found = cv2.findTransformECC(middle, frame, start.copy(), cv2.MOTION_EUCLIDEAN, _CRITERIA, mask, 1)[1]
+        if np.hypot(*(found @ centre - centre[:2])) <= _FARTHEST * max(width, height):
+            moves.append(np.asarray(found, np.float32))
+        alike = [cv2.computeECC(middle, cv2.warpAffine(frame, move, (width, height), flags=_FLAGS), mask) for move in moves]
+    except cv2.error:  # it does not converge, as in a plain picture
         return start
-    return np.asarray(moved, np.float32)
+    best = int(np.argmax(alike))
+    return moves[best] if alike[best] > _ALIKE else start

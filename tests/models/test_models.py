@@ -177,6 +177,17 @@ def test_a_swapped_face_that_changes_colour_is_not_taken_for_the_light() -> None
     assert own[:3].abs().max() < 1e-5
 
 
+def test_what_passes_through_the_rim_is_not_taken_for_the_light() -> None:
+    """Hair, or a person behind, in a quarter of it."""
+    torch.manual_seed(0)
+    clip = (0.3 + 0.1 * torch.rand(1, 1, 3, 64, 64)).repeat(1, 6, 1, 1, 1)
+    without = chroma_maps(clip)
+    clip[:, 3, 0, :8] *= 1.3
+    found = (chroma_maps(clip) - without)[0, 3, 0]
+    assert found[:2].min() > 0.1
+    assert found[3:].abs().max() < 1e-5
+
+
 def test_unknown_model() -> None:
     with pytest.raises(UserError, match="resnet34"):
         create_model("resnet35")
@@ -266,6 +277,16 @@ def test_imagenet_is_taken_from_where_the_message_says(
     deep = create_model("resnet34_3d")
     load_weights(deep, "imagenet")
     assert torch.allclose(deep.state_dict()["stem.0.weight"].sum(2), imagenet_like["conv1.weight"], atol=1e-6)
+
+
+def test_weights_that_timm_hosts_are_taken_alike(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    state = timm.create_model("seresnext50_32x4d").state_dict()  # their names, and a head of 1,000 classes
+    (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
+    torch.save(state, tmp_path / "hub" / "checkpoints" / "seresnext50_32x4d_racm-a304a460.pth")
+    model = create_model("seresnext50")
+    load_weights(model, "imagenet")
+    assert torch.equal(model.state_dict()["body.layer4.2.se.fc2.weight"], state["layer4.2.se.fc2.weight"])
 
 
 def test_packaged_imagenet_weights_are_those_of_the_very_network() -> None:
