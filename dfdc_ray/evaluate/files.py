@@ -1,4 +1,4 @@
-"""A report as files: report.json (everything), report.html, report.md, its pictures as PNG, scores.csv."""
+"""A report as files: report.json (everything), report.html, report.md, its PNGs, scores.csv, mistakes.json (faces of the worst)."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ import numpy as np
 
 from dfdc_ray import storage
 from dfdc_ray.evaluate import plots, tables
-from dfdc_ray.evaluate.mistakes import Mistake
+from dfdc_ray.evaluate.mistakes import Mistake, cases, dump
 from dfdc_ray.evaluate.page import page
 from dfdc_ray.evaluate.report import Report
 from dfdc_ray.pages import Section
@@ -22,15 +22,16 @@ FORMAT_VERSION = 1
 def write(report: Report, out: str, mistakes: Sequence[Mistake] = ()) -> None:
     """Write all files into the folder or s3:// prefix `out`; report.json last, so that it is there only if the others are.
 
-    mistakes: the worst, with their faces, for report.html.
+    mistakes: the worst, with their faces.
     """
     storage.make_dirs(out)
-    pictures, by = _pictures(report), tables.slices(report)
+    pictures, by, wrong = _pictures(report), tables.slices(report), cases(mistakes, report.unit)
     for name, picture in pictures.items():
         storage.write_bytes(storage.join(out, f"{name}.png"), picture)
     storage.write_bytes(storage.join(out, "scores.csv"), scores_csv(report).encode())
     storage.write_bytes(storage.join(out, "report.md"), tables.markdown(report, by).encode())
-    storage.write_bytes(storage.join(out, "report.html"), page(report, pictures, mistakes, by, out=out))
+    storage.write_bytes(storage.join(out, "report.html"), page(report, pictures, wrong, by, out=out))
+    storage.write_bytes(storage.join(out, "mistakes.json"), dump(wrong))
     storage.write_bytes(storage.join(out, "report.json"), (json.dumps(to_json(report, by), indent=2) + "\n").encode())
 
 

@@ -7,12 +7,12 @@ from urllib.parse import quote
 from dfdc_ray import __version__, pages, storage
 from dfdc_ray.evaluate import tables
 from dfdc_ray.evaluate.metrics import THRESHOLD
-from dfdc_ray.evaluate.mistakes import Face, Mistake
+from dfdc_ray.evaluate.mistakes import Case
 from dfdc_ray.evaluate.report import Report
 from dfdc_ray.pages import Section
 
 
-def page(report: Report, pictures: Mapping[str, bytes], mistakes: Sequence[Mistake], by: Sequence[Section], *, out: str) -> bytes:
+def page(report: Report, pictures: Mapping[str, bytes], cases: Sequence[Case], by: Sequence[Section], *, out: str) -> bytes:
     """The whole page, to lie in `out`. pictures: PNGs by their names in tables.PICTURES. by: tables.slices."""
     unscored, worst = tables.losses(report)
     return pages.render(
@@ -28,9 +28,8 @@ def page(report: Report, pictures: Mapping[str, bytes], mistakes: Sequence[Mista
         unscored=unscored,
         worst=worst,
         configuration=tables.configuration(report),
-        mistakes=[(mistake, _facts(mistake, report.unit), _places(mistake, out)) for mistake in mistakes],
-        maps=any(face.shown.heat for mistake in mistakes for face in mistake.faces),
-        moment=_moment,
+        cases=with_links(cases, out),
+        maps=any(face.heat for case in cases for face, _ in case.faces),
         what="frames" if report.protocol["configuration"]["faces"].get("crop") == "frame" else "faces",
         maps_of=report.maps_of,
     )
@@ -48,22 +47,9 @@ def _tiles(report: Report) -> list[tuple[str, list[str]]]:
     ]
 
 
-def _facts(mistake: Mistake, unit: str) -> str:
-    v = mistake.video
-    said = [
-        f"{v.label}, called {'real' if v.label == 'FAKE' else 'fake'} at {v.counted_as:.4f}",
-        *filter(None, [v.method]),
-        f"{v.frames_scored} of {v.frames_sampled} {unit} scored",
-    ]
-    return " · ".join(said)
-
-
-def _places(mistake: Mistake, out: str) -> list[tuple[str, str | None, str]]:
-    """The shards of its faces: uri, link (None unless they are on the same disk as the page), and the rows in words."""
-    rows: dict[str, list[int]] = {}
-    for face in mistake.faces:
-        rows.setdefault(face.shard, []).append(face.row)
-    return [(shard, link(shard, out), f"row{'s' * (len(some) > 1)} {', '.join(map(str, some))}") for shard, some in rows.items()]
+def with_links(found: Sequence[Case], out: str) -> list[tuple[Case, list[tuple[str, str | None, str]]]]:
+    """Cases, and the places of each: shard, link to it (as `link`), rows."""
+    return [(case, [(shard, link(shard, out), rows) for shard, rows in case.places]) for case in found]
 
 
 def link(uri: str, out: str) -> str | None:
@@ -71,11 +57,3 @@ def link(uri: str, out: str) -> str | None:
     if storage.is_s3(uri) or storage.is_s3(out):
         return None
     return quote(os.path.relpath(storage.absolute(uri), storage.absolute(out)))
-
-
-def _moment(face: Face) -> str:
-    """Where in the video a face is, and what it got."""
-    at = [f"frame {face.frame}"] if face.frame is not None else []
-    at += [f"{face.time_s:.1f} s"] if face.time_s is not None else []
-    clip = f"{face.shown.at + 1}. of the clip from " if face.shown.at else ""
-    return f"{clip}{', '.join(at)}: {face.score:.4f}"

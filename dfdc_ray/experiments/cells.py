@@ -56,6 +56,11 @@ def _weights(given: str) -> str:
     return given if given in NO_FILE else hashlib.sha256(storage.read_bytes(given)).hexdigest()
 
 
+def report_name(*, robustness: bool) -> str:
+    """Where in its folder a line's report is."""
+    return "report-robustness" if robustness else "report"
+
+
 def folder_name(name: str, decides: Any) -> str:
     """The name in plain letters, and a hash of what decides the content (plain JSON values)."""
     digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]

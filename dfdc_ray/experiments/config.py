@@ -34,6 +34,8 @@ class ExperimentsConfig:
     batch_size: int = 32
     learning_rate: float = 3e-4
     seed: int = 0
+    robustness: bool = False
+    """As of evaluate, for each line; one that was judged without is judged again, not trained again."""
     workers: int = 1
     """Ray Train workers, as of train."""
     gpu: bool = False
@@ -81,6 +83,8 @@ class ModelsConfig:
     """Pictures per step; a clip counts as its frames."""
     learning_rate: float = 3e-4
     seed: int = 0
+    robustness: bool = False
+    """As of evaluate, for each line; one that was judged without is judged again, not trained again."""
     gpu: bool = False
     """One GPU for each detector; as many are trained at a time as there are GPUs (without: as the CPUs allow)."""
     cpus_per_worker: int = 1

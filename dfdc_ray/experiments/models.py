@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from dfdc_ray import storage
 from dfdc_ray.config import CombineConfig, EvaluateConfig, Objective, PreprocessConfig, TrainConfig
 from dfdc_ray.errors import UserError
-from dfdc_ray.experiments.cells import folder_name
+from dfdc_ray.experiments.cells import folder_name, report_name
 from dfdc_ray.experiments.config import ModelsConfig
 from dfdc_ray.models import NAMES, create_model, only_side, pretrained, takes_clips, takes_sound
 from dfdc_ray.preprocess.crops import LANDMARKS_BY
@@ -172,9 +172,15 @@ def trainings(config: ModelsConfig, detectors: Sequence[Detector], *, faces_hash
         key = folder_name(detector.name, [decides, faces_hash])
         out = storage.join(config.out, "lines", key)
         training = TrainConfig(**asdict(training) | {"out": storage.join(out, "train")})
-        judge = EvaluateConfig(faces=training.faces, checkpoint=(storage.join(training.out, "best"),), out=storage.join(out, "report"))
+        judge = _judge(config, storage.join(training.out, "best"), out)
         tasks.append(Task(name=detector.name, key=key, detectors=(detector,), make=training, judge=judge))
     return tasks
+
+
+def _judge(config: ModelsConfig, checkpoint: str, out: str) -> EvaluateConfig:
+    """How a line in the folder `out` is judged."""
+    report = storage.join(out, report_name(robustness=config.robustness))
+    return EvaluateConfig(faces=faces_of(config), checkpoint=(checkpoint,), out=report, robustness=config.robustness)
 
 
 def combinations(config: ModelsConfig, done: Sequence[Task]) -> list[Task]:
@@ -191,7 +197,7 @@ def combinations(config: ModelsConfig, done: Sequence[Task]) -> list[Task]:
             folder = storage.join(out, "combination")
             fitted = faces_of(config) if by == "logistic" else None
             make = CombineConfig(checkpoint=checkpoints, out=folder, by=by, faces=fitted)  # type: ignore[arg-type]
-            judge = EvaluateConfig(faces=faces_of(config), checkpoint=(folder,), out=storage.join(out, "report"))
+            judge = _judge(config, folder, out)
             detectors = tuple(by_name[member].detectors[0] for member in members)
             tasks.append(Task(name=f"{words} {name}", key=key, detectors=detectors, make=make, judge=judge))
     return tasks

@@ -32,7 +32,7 @@ from dfdc_ray.errors import UserError
 from dfdc_ray.evaluate.combine import combine
 from dfdc_ray.evaluate.run import evaluate, write_report
 from dfdc_ray.experiments import models_table, table
-from dfdc_ray.experiments.cells import Cell, cells, curve, wanting
+from dfdc_ray.experiments.cells import Cell, cells, curve, report_name, wanting
 from dfdc_ray.experiments.config import ExperimentsConfig, ModelsConfig
 from dfdc_ray.experiments.models import (
     Detector,
@@ -87,7 +87,7 @@ def report(config: ExperimentsConfig) -> None:
     for cell in curve(config, groups):
         console.rule(f"learning curve: {cell.name}")
         add(cell)
-    own = {line.cell.name: table.own_of(line.uri, line.report) for line in lines}
+    own = {line.cell.name: table.own_of(line.uri, line.report, config.out) for line in lines}
     missing = wanting(config) | left_out
     text, page = table.markdown(config, lines, missing), table.page(config, lines, missing, own)
     found = {"config": asdict(config), "lines": [{"cell": asdict(line.cell), "report": line.uri} for line in lines], "left_out": missing}
@@ -112,7 +112,8 @@ def _line(config: ExperimentsConfig, cell: Cell, made: set[str]) -> Line:
     """Do one cell, as far as it is not done. made: the faces that this run has seen to."""
     faces, split = _faces(config, cell, made)
     folder = storage.join(config.out, "cells", cell.key(config, _hash_of(faces)))
-    uri = storage.join(folder, "report", "report.json")  # the last file of an evaluation
+    judged = storage.join(folder, report_name(robustness=config.robustness))
+    uri = storage.join(judged, "report.json")  # the last file of an evaluation
     if not storage.exists(uri):
         out = storage.join(folder, "train")
         train(
@@ -134,7 +135,7 @@ def _line(config: ExperimentsConfig, cell: Cell, made: set[str]) -> Line:
                 cpus_per_worker=config.cpus_per_worker,
             )
         )
-        evaluate(EvaluateConfig(faces=faces, checkpoint=(storage.join(out, "best"),), out=storage.join(folder, "report")))
+        evaluate(EvaluateConfig(faces=faces, checkpoint=(storage.join(out, "best"),), out=judged, robustness=config.robustness))
     trained: dict[str, Any] = json.loads(storage.read_bytes(storage.join(folder, "train", "best", "config.json")))
     return Line(cell, uri, json.loads(storage.read_bytes(uri)), _own_groups(faces, split, trained["train_groups"]))
 
@@ -191,7 +192,7 @@ def models(config: ModelsConfig) -> None:
         {"name": line.task.name, "report": line.task.report, "macs_a_video": line.macs, "parameters": line.parameters} for line in lines
     ]
     whole = {"config": asdict(config), "lines": found, "failed": failed, "left_out": left_out}
-    picture, own = models_table.plot(lines), {line.task.name: table.own_of(line.task.report, line.report) for line in lines}
+    picture, own = models_table.plot(lines), {line.task.name: table.own_of(line.task.report, line.report, config.out) for line in lines}
     for name, data in (
         ("models.png", picture),
         ("report.html", models_table.page(config, lines, left_out | failed, picture, own)),

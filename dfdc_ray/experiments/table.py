@@ -12,12 +12,14 @@ from rich.table import Table as ConsoleTable
 from dfdc_ray import __version__, pages, storage
 from dfdc_ray.corpus.splits import only_family
 from dfdc_ray.evaluate.metrics import FEW_GROUPS, Interval, change_of_auc
-from dfdc_ray.evaluate.page import link
+from dfdc_ray.evaluate.mistakes import Case, load
+from dfdc_ray.evaluate.page import link, with_links
 from dfdc_ray.evaluate.tables import PICTURES
 from dfdc_ray.experiments.cells import CENTRE_NAME, MAJORITY, SECONDS_NAME, Cell
 from dfdc_ray.experiments.config import ExperimentsConfig
 from dfdc_ray.pages import Section, Table
 
+_CASES = 2  # mistakes of each line that a page shows as faces: of thirty lines they are some 5 MB
 _TITLE = "The founding report's experiments, again"
 _HEAD = (
     "what",
@@ -38,10 +40,13 @@ _HEAD = (
 
 @dataclass(frozen=True)
 class Own:
-    """What the page shows of a line's own report: curves, PNGs and their titles; and its tables by part and method, coverage, mistakes."""
+    """What the page shows of a line's own report: curves, PNGs and their titles; its tables by part and method, coverage, mistakes; the
+    first of these as faces, with links from the page to their shards.
+    """
 
     curves: Sequence[tuple[bytes, str]] = ()
     sections: Sequence[Section] = ()
+    cases: Sequence[tuple[Case, Sequence[tuple[str, str | None, str]]]] = ()
 
 
 @dataclass(frozen=True)
@@ -151,15 +156,17 @@ def reports(lines: Iterable[tuple[str, str]], out: str, own: Mapping[str, Own]) 
     return [(name, link(uri.removesuffix(".json") + ".html", out), own.get(name, Own())) for name, uri in lines]
 
 
-def own_of(uri: str, report: Mapping[str, Any]) -> Own:
-    """Of a line, by its report.json and where that is."""
+def own_of(uri: str, report: Mapping[str, Any], out: str) -> Own:
+    """Of a line, by its report.json and where that is; out: where the page is to be."""
     folder = uri.rpartition("/")[0]
     curves = [(storage.read_bytes(storage.join(folder, f"{name}.png")), title) for name, title in PICTURES.items()]
     sections = [
         Section(one["title"], [part if isinstance(part, str) else Table(**part) for part in one["body"]])
         for one in report.get("sections", ())  # reports of before have none
     ]
-    return Own(curves, sections)
+    file = storage.join(folder, "mistakes.json")
+    worst = load(storage.read_bytes(file))[:_CASES] if storage.exists(file) else []  # nor this
+    return Own(curves, sections, with_links(worst, out))
 
 
 def _improved(lines: Sequence[Line]) -> Line:

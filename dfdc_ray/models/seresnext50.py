@@ -6,13 +6,14 @@ from types import MappingProxyType
 
 import timm
 import torch
+from timm.models import get_pretrained_cfg_value
 from torch import nn
 
 
 class SEResNeXt50(nn.Module):
     """float32 [N,3,S,S] -> logits [N]."""
 
-    PRETRAINED = MappingProxyType({"imagenet": str(timm.get_pretrained_cfg("seresnext50_32x4d.racm_in1k").url)})
+    PRETRAINED = MappingProxyType({"imagenet": str(get_pretrained_cfg_value("seresnext50_32x4d.racm_in1k", "url"))})
     HEAD = ("body.fc.",)
     MAPS = "body.layer4"
     CHANNELS = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))

@@ -59,8 +59,8 @@ def _blurred(frame: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _movement(middle: np.ndarray, frame: np.ndarray, start: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """From one to the other, float32 [2,3]: what is found from `start` on, `start` itself or none, after whichever the frame is most like the
-    middle one; `start` where it is like it after none of them.
+    """From one to the other, float32 [2,3]: what is found from `start` on, `start` itself or none, after whichever the frame is most like
+    the middle one; `start` where it is like it after none of them.
     """
     moves = [start, np.eye(2, 3, dtype=np.float32)]
     height, width = frame.shape

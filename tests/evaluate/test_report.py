@@ -22,7 +22,7 @@ from dfdc_ray.evaluate.tables import show
 from dfdc_ray.pages import MOST_ROWS
 
 PRIOR = 0.75
-FILES = ["pr.png", "reliability.png", "report.html", "report.json", "report.md", "roc.png", "scores.csv", "scores.png"]
+FILES = ["mistakes.json", "pr.png", "reliability.png", "report.html", "report.json", "report.md", "roc.png", "scores.csv", "scores.png"]
 
 
 def _video(name: str, label: str, score: float | None, **more: object) -> JudgedVideo:

@@ -5,8 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -86,7 +88,13 @@ def test_the_whole_table_in_miniature(
     made = (tmp_path / "out" / "report.html").read_bytes()
     assert len(made) < 10e6
     seen = Seen(made)
-    assert len(seen.all("img", "src")) == 4 * len(lines)  # each line's curves
+    mistakes = [json.loads(Path(line["report"]).with_name("mistakes.json").read_text())[:2] for line in lines]
+    pictures = [face for of_line in mistakes for case in of_line for face, _ in case["faces"]]
+    assert pictures
+    assert len(seen.all("img", "src")) == 4 * len(lines) + len(pictures)  # each line's curves; faces, of which Small has no heat maps
+    shards = [link for link in seen.all("a", "href") if link.endswith(".parquet")]
+    assert shards
+    assert all((tmp_path / "out" / unquote(link)).exists() for link in shards)
     assert seen.words.count("Worst mistakes") == len(lines)
     assert seen.words.count("quarter, dark to light") == len(lines) - 2  # of faces, not of whole frames
 
@@ -140,6 +148,27 @@ def test_faces_made_before_are_regrouped_in_out(tmp_path: Path, monkeypatch: pyt
     assert set((tmp_path / "faces").rglob("*")) == before
 
 
+def test_robustness_is_judged_later_without_training_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dfdc_ray.models.resnet34.ResNet34", Small)
+    monkeypatch.setattr(run, "train", _train_here)
+    import_noise(tmp_path / "faces", families=8)
+    config = ExperimentsConfig(
+        faces=str(tmp_path / "faces"), out=str(tmp_path / "out"), epochs=(1, 1), **SMALL | {"split": "parts:0-3/4-5/6-7"}
+    )  # type: ignore[arg-type]
+    cell = cells(config)[0]
+    first = run._line(config, cell, set())
+    trained = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("train/**/*") if path.is_file()}
+    assert trained
+    again = run._line(replace(config, robustness=True), cell, set())
+    assert again.uri != first.uri
+    assert {path: path.stat().st_mtime_ns for path in trained} == trained
+    assert [section["title"] for section in again.report["sections"] if section["title"] not in str(first.report["sections"])] == [
+        "Robustness"
+    ]
+    changed = [line["change"] for line in again.report["robustness"]]
+    assert len(changed) == len(set(changed)) > 5
+
+
 def test_faces_made_before_with_four_times_the_frames_of_reals_are_the_report_s(tmp_path: Path) -> None:
     write_manifest(tmp_path, [{"path": "faces/a.parquet", "rows": 1, "sha256": "0" * 64}], {"real_multiplier": 4})
     improved = next(cell for cell in cells(ExperimentsConfig(faces=str(tmp_path), out="out")) if cell.improved)
@@ -166,7 +195,7 @@ def _without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         return Line(cell, "uri", report, ("a", "b", "c", "d"))
 
     monkeypatch.setattr(run, "_line", line)
-    monkeypatch.setattr(run.table, "own_of", lambda uri, report: run.table.Own([(b"\x89PNG", "ROC")]))
+    monkeypatch.setattr(run.table, "own_of", lambda uri, report, out: run.table.Own([(b"\x89PNG", "ROC")]))
 
 
 def test_lines_that_cannot_be_had_do_not_lose_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
