@@ -80,8 +80,9 @@ def fit(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
     return a, b
 
 
-def choose(scores: Mapping[str, np.ndarray], labels: np.ndarray) -> tuple[str, float, float]:
-    """Of several rules' scores of the same videos, the rule whose calibrated scores have the lowest log loss, with its a and b.
+def choose(scores: Mapping[str, np.ndarray], labels: np.ndarray) -> tuple[str, float, float, dict[str, float]]:
+    """Of several rules' scores of the same videos, the rule whose calibrated scores have the lowest log loss, with its a and b; and these
+    losses, of all rules that can be calibrated.
 
     Of equal ones the first. UserError as for `fit`, where that is so for every rule.
     """
@@ -99,7 +100,7 @@ def choose(scores: Mapping[str, np.ndarray], labels: np.ndarray) -> tuple[str, f
     if not losses:
         raise refused
     best = min(losses, key=lambda rule: losses[rule])
-    return best, *fitted[best]
+    return best, *fitted[best], losses
 
 
 def scaled(scores: np.ndarray, a: float, b: float) -> np.ndarray:

@@ -26,7 +26,7 @@ def warnings_of(config: EvaluateConfig, scorer: Scorer, manifest: Manifest, vide
     if by := manifest.config.get("regrouped_by"):
         found.append(
             f"A SPLIT THAT LEAKS, to show what that does to numbers: by {by}, so that the same people"
-            + (" and the same videos" if by == "frame" else "")
+            + (" and frames of the same videos" if by == "frame" and manifest.config.get("frames") != 1 else "")
             + " may be in training and here. Intervals take what belongs together for independent. The model is not for use."
         )
     if config.split == "train":

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
+from rich.table import Table
 
 from dfdc_ray import storage
 from dfdc_ray.config import CalibrateConfig, EvaluateConfig
@@ -104,11 +105,17 @@ def calibrate(config: CalibrateConfig) -> None:
     scored = [row for row in videos.labelled if row["video_id"] in found[DEFAULT]]
     labels = np.array([row["label"] == "FAKE" for row in scored], dtype=np.int64)
     scores = {rule: np.array([by_video[row["video_id"]].score for row in scored]) for rule, by_video in found.items()}
-    rule, a, b = calibration.choose(scores, labels)
+    rule, a, b, losses = calibration.choose(scores, labels)
     counts = {"reals": int((labels == 0).sum()), "fakes": int(labels.sum())}
     fitted = Calibration(rule=rule, a=a, b=b, **counts, data_hash=manifest.data_hash, weights=weights_of(scorer.config))
     calibration.save(config.checkpoint, fitted)
     before, after = scores[DEFAULT], fitted(scores[rule])
+    rules = Table(title="How frames make a video's score", caption="by validation, calibrated by each", caption_justify="left")
+    for name in ("rule", "log loss"):
+        rules.add_column(name, justify="right" if name == "log loss" else "left")
+    for one in RULES:
+        rules.add_row(describe(one), f"{losses[one]:.4f}" if one in losses else "-", style="bold" if one == rule else None)
+    console.print(rules)
     console.print(
         f"A video's score: {describe(rule)}.\n{fitted.describe()}.\nOn these very videos: log loss {log_losses(before, labels).mean():.4f} "
         f"before, {log_losses(after, labels).mean():.4f} after; calibration error {calibration.error(before, labels):.4f} before, "

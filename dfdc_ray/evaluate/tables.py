@@ -131,9 +131,7 @@ def slices(report: Report) -> list[Section]:
     found.append(_rules(report))
     if report.robustness:
         found.append(_robustness(report))
-    if report.near_duplicates is not None:
-        found.append(_near_duplicates(report))
-    return [*found, _calibration(report)]
+    return [*found, _near_duplicates(report), _calibration(report)]
 
 
 def coverage(report: Report) -> Section:
@@ -261,15 +259,18 @@ def _robustness(report: Report) -> Section:
 
 
 def _near_duplicates(report: Report) -> Section:
-    pairs = report.near_duplicates or ()
+    title = "Near-duplicates of what the model has seen"
+    if report.near_duplicates is None:
+        return Section(title, ["Not looked for: evaluate --training-faces does, with the faces of the training."])
+    pairs, looked_at = report.near_duplicates or (), sum(v.frames_scored > 0 for v in report.videos)
     body: list[str | Table] = [
-        f"{len(pairs)} of the {len(report.videos)} videos are within {CLOSE} of 64 bits of a video of training or "
+        f"{len(pairs)} of the {looked_at} videos with a face are within {CLOSE} of 64 bits of a video of training or "
         "validation (pHash of the middle face)."
     ]
     if pairs:
         rows = [[pair.video_id, pair.training_video_id, str(pair.bits)] for pair in pairs[:20]]
         body.append(Table(["video", "nearest of those", "bits apart"], rows, names=[1]))
-    return Section("Near-duplicates of what the model has seen", body)
+    return Section(title, body)
 
 
 def _plain(value: Any) -> str:

@@ -32,7 +32,7 @@ from dfdc_ray.errors import UserError
 from dfdc_ray.evaluate.combine import combine
 from dfdc_ray.evaluate.run import evaluate, write_report
 from dfdc_ray.experiments import models_table, table
-from dfdc_ray.experiments.cells import Cell, cells, curve, report_name, wanting
+from dfdc_ray.experiments.cells import REPORTS_BATCH, Cell, cells, curve, report_name, wanting
 from dfdc_ray.experiments.config import ExperimentsConfig, ModelsConfig
 from dfdc_ray.experiments.models import (
     Detector,
@@ -65,6 +65,8 @@ def report(config: ExperimentsConfig) -> None:
     if config.workers < 1:
         raise UserError(f"--workers {config.workers}: at least 1.")
     _check_source(config)
+    if config.faces is not None and (config.frames, config.frame_size) != (ExperimentsConfig.frames, ExperimentsConfig.frame_size):
+        raise UserError("--frames and --frame-size are for --corpus: those of --faces are as they were made.")
     load_weights(create_model(TrainConfig.model), config.weights)  # refused here, not after hours of preprocessing
     lines: list[Line] = []
     left_out: dict[str, str] = {}
@@ -130,21 +132,26 @@ def _line(config: ExperimentsConfig, cell: Cell, made: set[str]) -> Line:
                 learning_rate=cell.learning_rate,
                 image_size=cell.image_size,
                 seed=config.seed,
-                workers=config.workers if cell.batch_size % config.workers == 0 else 1,  # the report's batch of 1 is for one
+                workers=1 if cell.batch_size == REPORTS_BATCH else config.workers,  # a batch of 1 is for one
                 gpu=config.gpu,
                 cpus_per_worker=config.cpus_per_worker,
             )
         )
         evaluate(EvaluateConfig(faces=faces, checkpoint=(storage.join(out, "best"),), out=judged, robustness=config.robustness))
     trained: dict[str, Any] = json.loads(storage.read_bytes(storage.join(folder, "train", "best", "config.json")))
-    return Line(cell, uri, json.loads(storage.read_bytes(uri)), _own_groups(faces, split, trained["train_groups"]))
+    return Line(cell, uri, json.loads(storage.read_bytes(uri)), *_own(faces, split, trained["train_groups"]))
 
 
-def _own_groups(faces: str, split: str, groups: Sequence[str]) -> tuple[str, ...]:
-    """Of the groups that a model was trained on those of this split: what its first weights had seen before is no part of the curve."""
-    parts = {row["group_id"]: row["part"] for row in read_ledger(faces).to_pylist()}
+def _own(faces: str, split: str, groups: Sequence[str]) -> tuple[tuple[str, ...], int]:
+    """Of the groups that a model was trained on those of this split (what its first weights had seen before is no part of the curve), and
+    how many labelled videos with a face they have.
+    """
+    ledger = read_ledger(faces).to_pylist()
+    parts = {row["group_id"]: row["part"] for row in ledger}
     of = dict(zip(parts, assign(split, list(parts), list(parts.values())), strict=True))
-    return tuple(group for group in groups if of.get(group) == "train")
+    own = tuple(group for group in groups if of.get(group) == "train")
+    there = set(own)
+    return own, sum(row["group_id"] in there and row["label"] is not None and row["faces"] > 0 for row in ledger)
 
 
 def _faces(config: ExperimentsConfig, cell: Cell, made: set[str]) -> tuple[str, str]:

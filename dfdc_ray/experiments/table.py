@@ -33,6 +33,7 @@ _HEAD = (
     "video AUC",
     "frames",
     "groups",
+    "trained on",
     "split",
     "data hash",
 )
@@ -51,12 +52,13 @@ class Own:
 
 @dataclass(frozen=True)
 class Line:
-    """One cell done: its report.json, where that is, and the groups that it was trained on."""
+    """One cell done: its report.json, where that is, the groups that it was trained on, and how many videos those have."""
 
     cell: Cell
     uri: str
     report: Mapping[str, Any]
     train_groups: tuple[str, ...]
+    train_videos: int
 
     @property
     def frame(self) -> Mapping[str, Any]:
@@ -70,6 +72,9 @@ class Line:
         return int(self.report["frame"]["groups"])
 
     def interval(self, name: str) -> tuple[float, float] | None:
+        """None also where a split by frame makes groups of frames that belong together."""
+        if self.cell.split_by == "frame":
+            return None
         found = self.report["frame"]["intervals"].get(name)
         return found and (found["low"], found["high"])
 
@@ -88,9 +93,27 @@ def _cells(line: Line) -> list[str]:
         _number(line.report["video"]["metrics"]["auc"]),
         f"{m['n']} ({m['reals']} real)",
         str(line.groups),
+        f"{line.train_videos:,} {'frames' if line.cell.split_by == 'frame' else 'videos'}, {len(line.train_groups):,} groups",
         _rule(line) if line.cell.split_by is None else f"70/15/15 % by {line.cell.split_by}",
         line.report["protocol"]["data_hash"][:12],
     ]
+
+
+def _always_fake(improved: Line) -> list[str]:
+    """The same of a constant, on the improved line's frames."""
+    m, found = improved.report["frame"]["baselines"]["always_fake"], _cells(improved)
+    known = {
+        "what": "always fake",
+        "frame accuracy (95 %)": _number(m["accuracy"]),
+        "report": f"{MAJORITY:.4f}",
+        "balanced": _number(m["balanced_accuracy"]),
+        "recall of reals": _number(m["recall_real"]),
+        "recall of fakes": _number(m["recall_fake"]),
+        "frame AUC (95 %)": _number(m["auc"]),
+        "video AUC": _number(improved.report["video"]["baselines"]["always_fake"]["auc"]),
+        "trained on": "nothing",
+    }
+    return [known.get(name, cell) for name, cell in zip(_HEAD, found, strict=True)]
 
 
 def _rule(line: Line) -> str:
@@ -119,8 +142,7 @@ def console_table(lines: Sequence[Line], console: Console) -> None:
     )
     for i in (0, 1, 2, 3, 7):
         table.add_column(_HEAD[i], justify="left" if i == 0 else "right")
-    for line in lines:
-        cells = _cells(line)
+    for cells in (_always_fake(improved), *map(_cells, lines)):
         table.add_row(*(cells[i] for i in (0, 1, 2, 3, 7)))
     console.print(table)
 
@@ -185,13 +207,14 @@ def _sections(config: ExperimentsConfig, lines: Sequence[Line], left_out: Mappin
     protocol = (
         f"Every line is judged on core frames of the test split by its own rule ({of_improved['split_rule']}, but where the line is named "
         f"by its split), by which nothing was chosen: the checkpoint is that with the {of_improved['checkpoint_rule']}. Epochs: "
-        f"{epochs}; learning rate {config.learning_rate:g} and batch "
-        f"{config.batch_size} unless the line says otherwise. Lines differ in their frames, so their denominators do too. Intervals are "
-        f"bootstraps over groups{_caution(lines)}. `report`: the founding report's frame accuracy, on the Kaggle sample, its split "
-        "unstated."
+        f"{epochs}; learning rate {config.learning_rate:g} and batch {config.batch_size} unless the line says otherwise. Lines differ in "
+        "their frames, so their denominators do too, and in what they were trained on. Intervals are bootstraps over "
+        f"groups{_caution(lines)}; a split by frame has none, since frames of one video are groups of their own there. `report`: the "
+        "founding report's frame accuracy, on the Kaggle sample, its split unstated."
     )
     missing = [f"Left out: {name}: {why}" for name, why in left_out.items()]
-    table = Table(_HEAD, [_cells(line) for line in lines], texts=[_HEAD.index("split")])
+    rows = [_always_fake(_improved(lines)), *(_cells(line) for line in lines)]
+    table = Table(_HEAD, rows, texts=[_HEAD.index("trained on"), _HEAD.index("split")])
     return [Section("The lines", [protocol, table, *missing]), Section("What the numbers say", [" ".join(_sentences(lines))])]
 
 

@@ -33,7 +33,7 @@ from dfdc_ray.train.mix import cutmix
 from dfdc_ray.train.objectives import OBJECTIVES, for_training
 from dfdc_ray.train.plan import Plan, checkpoints, loaders, on_this_node
 from dfdc_ray.train.progress import Board, Meter
-from dfdc_ray.train.validation import METRICS, model_to_device, to_device, use_bf16, validate
+from dfdc_ray.train.validation import METRICS, model_to_device, precision, to_device, use_bf16, validate
 
 LAST = "the newest when it was saved; nothing chose it"
 SELECTION = "lowest validation video log loss (mean probability of a video's core faces)"
@@ -227,6 +227,8 @@ class _Run:
             "validation": at.history[-1] if at.history else None,
             "history": at.history,
             "seed": config.seed,
+            "device": self.device.type,
+            "precision": precision(self.device),
             "train_config": dataclasses.asdict(config),
             "versions": {
                 "dfdc-ray": __version__,
@@ -261,6 +263,14 @@ def _start(config: TrainConfig, plan: Plan, *, rank: int, world_size: int, devic
         optimizer.load_state_dict(saved.state["optimizer"])
         known = {name: saved.config[name] for name in ("epoch", "step", "history")}
         at = Position(**known, **{name: saved.state[name] for name in _OF_EPOCH if name in saved.state})
+        now = {"device": device.type, "precision": precision(device)}
+        before = {name: str(saved.config.get(name, value)) for name, value in now.items()}  # older checkpoints do not say
+        if rank == 0 and before != now:
+            console.print(
+                f"[yellow]Goes on on {' in '.join(now.values())}; so far it was on {' in '.join(before.values())}: "
+                "the weights will not be those of a run on either alone.[/]",
+                soft_wrap=True,
+            )
     ddp: nn.Module = for_training(model, config.objective)
     if world_size > 1:
         ddp = DistributedDataParallel(ddp, device_ids=[device] if device.type == "cuda" else None)

@@ -37,7 +37,7 @@ _TRIPLET = 8  # samples, so that nearly every batch has two of one class and one
 _WAYS: dict[Balance, str] = {
     "frames": "every face, also the extra ones of reals",
     "sample": "the rarer class more than once",
-    "groups": "all groups and both classes alike",
+    "groups": "each group's reals and fakes alike",
     "none": "core faces",
 }
 

@@ -21,6 +21,11 @@ def use_bf16(device: torch.device) -> bool:
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
+def precision(device: torch.device) -> str:
+    """In what a model is trained and scored there: bf16 or float32, its weights in float32 either way."""
+    return "bf16" if use_bf16(device) else "float32"
+
+
 def model_to_device(model: nn.Module, device: torch.device) -> nn.Module:
     """The model on a device, its weights as `to_device` has the pictures."""
     in_space_alone = all(weight.ndim < 5 for weight in model.parameters())

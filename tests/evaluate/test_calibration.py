@@ -76,7 +76,10 @@ def test_the_rule_with_the_lowest_log_loss_is_chosen() -> None:
     scores, labels = drawn(400, a=1.5, b=0.0)
     guesses = np.random.default_rng(1).uniform(0.02, 0.98, 400)
     upside_down = 1 - scores
-    assert calibration.choose({"guess": guesses, "down": upside_down, "good": scores}, labels) == ("good", *fit(scores, labels))
+    assert calibration.choose({"guess": guesses, "down": upside_down, "good": scores}, labels)[:3] == ("good", *fit(scores, labels))
+    losses = calibration.choose({"guess": guesses, "down": upside_down, "good": scores}, labels)[3]
+    assert set(losses) == {"guess", "good"}
+    assert losses["good"] < losses["guess"]
     assert calibration.choose({"first": scores, "second": scores}, labels)[0] == "first"
     with pytest.raises(UserError, match="nothing to calibrate"):
         calibration.choose({"down": upside_down}, labels)

@@ -181,18 +181,42 @@ def test_videos_or_faces(tmp_path: Path, options: dict[str, Any]) -> None:
         run.report(ExperimentsConfig(out=str(tmp_path), weights="none", **options))
 
 
+def test_what_made_faces_cannot_be_told_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="are for --corpus"):
+        run.report(ExperimentsConfig(faces=str(tmp_path), out=str(tmp_path / "out"), weights="none", frames=4))
+
+
+@pytest.mark.parametrize(("batch", "workers"), [(32, 3), (1, 1)])
+def test_only_a_batch_of_one_is_for_one_worker(batch: int, workers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What does not divide among the workers is refused by `train`, not done by fewer."""
+    given: list[TrainConfig] = []
+
+    def refuse(config: TrainConfig) -> None:
+        given.append(config)
+        raise UserError("enough")
+
+    monkeypatch.setattr(run, "train", refuse)
+    import_noise(tmp_path / "faces", families=3)
+    config = ExperimentsConfig(faces=str(tmp_path / "faces"), out=str(tmp_path / "out"), weights="none", workers=3)
+    cell = next(cell for cell in cells(config) if cell.batch_size == batch)
+    with pytest.raises(UserError, match="enough"):
+        run._line(config, cell, set())
+    assert [config.workers for config in given] == [workers]
+
+
 def _without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     """Lines that are done at once, but those of these names cannot be had."""
     level = {"metrics": dict.fromkeys(("accuracy", "balanced_accuracy", "recall_real", "recall_fake", "auc"), 0.5), "intervals": {}}
     level["metrics"] |= {"n": 4, "reals": 2, "fakes": 2}
-    level |= {"baselines": {"always_fake": {"accuracy": 0.5}}, "groups": 2}
+    always = dict.fromkeys(("accuracy", "balanced_accuracy", "recall_real", "recall_fake", "auc"), 0.5)
+    level |= {"baselines": {"always_fake": always}, "groups": 2}
     protocol = {"split_rule": "hash:0", "checkpoint_rule": "lowest loss", "data_hash": "0" * 64}
     report = {"frame": level, "video": level, "videos": [], "warnings": [], "protocol": protocol}
 
     def line(_: ExperimentsConfig, cell: Cell, __: set[str]) -> Line:
         if cell.name in names:
             raise UserError("training has faces of one class only")
-        return Line(cell, "uri", report, ("a", "b", "c", "d"))
+        return Line(cell, "uri", report, ("a", "b", "c", "d"), 8)
 
     monkeypatch.setattr(run, "_line", line)
     monkeypatch.setattr(run.table, "own_of", lambda uri, report, out: run.table.Own([(b"\x89PNG", "ROC")]))

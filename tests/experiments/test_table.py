@@ -15,6 +15,9 @@ from dfdc_ray.pages import Section, Table
 CONFIG = ExperimentsConfig(corpus=("videos",), out="out")
 
 
+ALWAYS = {"accuracy": 0.7, "balanced_accuracy": 0.5, "recall_real": 0.0, "recall_fake": 1.0, "auc": 0.5}
+
+
 def _report(accuracy: float, auc: float | None, width: float = 0.02, *, groups: int = 40, data: str = "a") -> dict[str, Any]:
     metrics = {"n": 100, "reals": 30, "fakes": 70, "accuracy": accuracy, "balanced_accuracy": accuracy, "recall_real": 0.5} | {
         "recall_fake": 0.75,
@@ -24,7 +27,7 @@ def _report(accuracy: float, auc: float | None, width: float = 0.02, *, groups: 
         name: None if value is None else {"low": value - width, "high": value + width}
         for name, value in (("accuracy", accuracy), ("auc", auc), ("recall_real", 0.5), ("recall_fake", 0.75))
     }
-    level = {"metrics": metrics, "intervals": intervals, "groups": groups, "baselines": {"always_fake": {"accuracy": 0.7}}}
+    level = {"metrics": metrics, "intervals": intervals, "groups": groups, "baselines": {"always_fake": ALWAYS}}
     return {
         "frame": level,
         "video": level,
@@ -49,8 +52,18 @@ def _lines(**changed: dict[str, Any]) -> list[Line]:
     lines = []
     for cell in [*cells(CONFIG), *curve(CONFIG, 8)]:
         given = next((report for word, report in changed.items() if word in cell.name), _report(0.8, 0.85))
-        lines.append(Line(cell, "uri", given, tuple("abcdefgh")))
+        lines.append(Line(cell, "uri", given, tuple("abcdefgh"), 1040))
     return lines
+
+
+def test_the_constant_stands_beside_the_report_s_and_each_line_says_what_it_was_trained_on() -> None:
+    text = markdown(CONFIG, _lines())
+    rows = {line.split(" | ")[0].strip("| "): line for line in text.splitlines() if line.startswith("| ")}
+    assert "| 0.7000 | 0.8075 | 0.7000 | 0.5000 | 0.0000 | 1.0000 | 0.5000 | 0.5000 |" in rows["always fake"]
+    assert "| 1,040 videos, 8 groups |" in rows[IMPROVED_NAME]
+    assert "| 1,040 frames, 8 groups |" in rows["split by frame"]
+    assert "(" not in rows["split by frame"].split(" | ")[1]  # frames that belong together have no interval
+    assert "(0.780-0.820)" in rows["split by family"]
 
 
 def test_every_line_has_its_own_folder_and_keeps_it() -> None:
@@ -137,7 +150,7 @@ def test_lines_that_are_absent_are_not_spoken_of() -> None:
 def test_every_line_and_the_baseline_beside_the_reports_numbers() -> None:
     text = markdown(CONFIG, _lines())
     table = [line for line in text.splitlines() if line.startswith("| ")]
-    assert len(table) == 2 + 13
+    assert len(table) == 2 + 14
     assert len({line.count(" | ") for line in table}) == 1
     improved = next(line for line in table if line.startswith(f"| {IMPROVED_NAME}"))
     assert "| 0.8000 (0.780-0.820) | 0.9400 | 0.7000 |" in improved
@@ -181,4 +194,4 @@ def test_the_page_says_the_same() -> None:
     assert len(seen.all("a", "href")) == len(lines)
     there = (("a", "/out/cells/x y/report/report.json"), ("b", "s3://bucket/report.json"))
     assert reports(there, "/out", {}) == [("a", "cells/x%20y/report/report.html", Own()), ("b", None, Own())]
-    assert len([tag for tag, _ in seen.tags if tag == "tr"]) == 1 + 13 + 2
+    assert len([tag for tag, _ in seen.tags if tag == "tr"]) == 1 + 14 + 2

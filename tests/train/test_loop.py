@@ -252,6 +252,23 @@ def test_resumes_from_the_one_before_when_the_newest_is_damaged(config: TrainCon
     assert train_loop(config, plan)[-1]["video_log_loss"] == first[-1]["video_log_loss"]
 
 
+def test_a_run_that_goes_on_in_another_precision_says_so(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """As on a machine of another kind. The checkpoint keeps what it was made with."""
+    config = replace(config, epochs=2, checkpoint_minutes=1e-9)
+    with pytest.raises(Killed):
+        _train_until(config, 8, monkeypatch)
+    assert {name: checkpoint.load(f"{config.out}/best").config[name] for name in ("device", "precision")} == {
+        "device": "cpu",
+        "precision": "float32",
+    }
+    assert "Goes on on" not in capsys.readouterr().out
+    monkeypatch.setattr(loop, "precision", lambda device: "bf16")
+    train_loop(config, prepare(config))
+    assert "Goes on on cpu in bf16; so far it was on cpu in float32" in capsys.readouterr().out
+
+
 def test_another_configuration_is_refused_by_name(config: TrainConfig, faces: str, tmp_path: Path) -> None:
     train_loop(replace(config, epochs=1), prepare(replace(config, epochs=1)))
     with pytest.raises(UserError, match="--epochs: 1 there, 3 now"):

@@ -1,14 +1,20 @@
 """Training on Ray Train: two workers over gloo, and the way back from interruptions."""
 
+import contextlib
+import json
+import os
 import signal
+import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
+import torch
 from helpers import write_face_shards
 
 from dfdc_ray.config import TrainConfig
@@ -122,6 +128,26 @@ def test_a_damaged_shard_that_ray_data_meets_is_named(tmp_path: Path, monkeypatc
         list(_Ingest(dataset, len(dataset.order), actors=1))
 
 
+def _same_as_undisturbed(config: TrainConfig) -> None:
+    """Whether a run that is done ended with the weights of one that no Ray and nobody disturbed."""
+    from dfdc_ray.train.loop import train_loop
+    from dfdc_ray.train.plan import checkpoints, prepare
+
+    whole = replace(config, out=f"{config.out}-undisturbed", ingest_actors=0, checkpoint_minutes=15.0)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as a worker of one CPU
+    try:
+        train_loop(whole, prepare(whole))
+    finally:
+        torch.set_num_threads(threads)
+    found, expected = (checkpoint.newest(checkpoints(each)) for each in (config, whole))
+    assert found is not None
+    assert expected is not None
+    steps = [[(e["epoch"], e["step"], e["train_loss"]) for e in each.config["history"]] for each in (found, expected)]
+    assert steps[0] == steps[1]
+    assert all(torch.equal(found.weights[name], weight) for name, weight in expected.weights.items())
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
@@ -147,11 +173,38 @@ def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
     train(config)
     thread.join(timeout=1)
     assert killed
-    assert [(e["epoch"], e["step"]) for e in checkpoint.load(f"{tmp_path}/out/checkpoints/step-000000024").config["history"]] == [
-        (1, 8),
-        (2, 16),
-        (3, 24),
-    ]
+    _same_as_undisturbed(config)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+def test_a_killed_driver_is_started_again(tmp_path: Path) -> None:
+    """With all that Ray started for it. The same command goes on from the newest checkpoint."""
+    import psutil
+
+    write_face_shards(tmp_path / "faces", families=5)
+    config = _config(tmp_path, epochs=3, batch_size=6, checkpoint_minutes=1e-9)
+    code = "import json, sys; from dfdc_ray.config import TrainConfig as C; from dfdc_ray.train.run import train; "
+    code += "train(C(**json.loads(sys.argv[1])))"
+    command = [sys.executable, "-c", code, json.dumps(asdict(config))]
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        while not list((tmp_path / "out" / "checkpoints").glob("step-*3")):
+            assert driver.poll() is None
+            time.sleep(0.05)
+    finally:
+        of_driver = psutil.Process(driver.pid).children(recursive=True)
+        driver.kill()
+        driver.wait()
+        for process in of_driver:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+    cut = checkpoint.newest(f"{tmp_path}/out/checkpoints")
+    assert cut is not None
+    assert cut.config["step"] < 24
+    subprocess.run(command, env=environment, capture_output=True, timeout=300, check=True)
+    _same_as_undisturbed(config)
 
 
 def test_what_a_person_must_put_right_is_not_tried_again(tmp_path: Path) -> None:
