@@ -59,8 +59,9 @@ class Way:
 
 WAYS = {
     "efficientnet_lite0": Way(epochs=2, weights="imagenet", batch=16, slow=False),
-    "meso4": Way(epochs=8, objective="l2", batch=16),
-    "mesoinception4": Way(epochs=8, objective="l2", batch=16),
+    "resnet34": Way(epochs=3, batch=16),
+    "meso4": Way(epochs=6, objective="l2", batch=4),  # batch normalisation that moves by 1 % a step wants some 500
+    "mesoinception4": Way(epochs=6, objective="l2", batch=4),
     "framediff_only": Way(epochs=6),
     "chroma": Way(epochs=20, fakes="colour", rate=3e-3, slow=False),
     "av_sync": Way(epochs=12, fakes="sound", objective="sync"),
