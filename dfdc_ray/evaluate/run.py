@@ -110,11 +110,10 @@ def calibrate(config: CalibrateConfig) -> None:
     fitted = Calibration(rule=rule, a=a, b=b, **counts, data_hash=manifest.data_hash, weights=weights_of(scorer.config))
     calibration.save(config.checkpoint, fitted)
     before, after = scores[DEFAULT], fitted(scores[rule])
-    rules = Table(title="How frames make a video's score", caption="by validation, calibrated by each", caption_justify="left")
-    for name in ("rule", "log loss"):
-        rules.add_column(name, justify="right" if name == "log loss" else "left")
+    rules = Table("rule", title="Frames to video, on validation", caption="each calibrated; nats", caption_justify="left")
+    rules.add_column("log loss", justify="right")
     for one in RULES:
-        rules.add_row(describe(one), f"{losses[one]:.4f}" if one in losses else "-", style="bold" if one == rule else None)
+        rules.add_row(one, f"{losses[one]:.4f}" if one in losses else "-", style="bold" if one == rule else None)
     console.print(rules)
     console.print(
         f"A video's score: {describe(rule)}.\n{fitted.describe()}.\nOn these very videos: log loss {log_losses(before, labels).mean():.4f} "

@@ -452,7 +452,7 @@ def test_calibration_is_fitted_on_validation_and_used_from_then_on(
 
 
 def test_the_rule_that_fits_validation_best_is_kept_and_used(
-    faces: Path, checkpointed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    faces: Path, checkpointed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Fakes that show it in one frame of four, and the less the more their other frames do: only the highest frame tells them."""
     before = _evaluate(faces, checkpointed, tmp_path / "before")
@@ -460,6 +460,9 @@ def test_the_rule_that_fits_validation_best_is_kept_and_used(
         _validation_scores(patch, 0.5, [0.2, 0.3, 0.4], first_frame=0.9)
         calibrate(CalibrateConfig(faces=str(faces), checkpoint=str(checkpointed)))
     assert _fitted(checkpointed).rule == "max"
+    losses = {rule: float(loss) for rule, loss in re.findall(r"│ (\w+) +│ +([\d.]+) │", capsys.readouterr().out)}
+    assert set(losses) == set(RULES)
+    assert min(losses, key=lambda rule: losses[rule]) == "max"
 
     after = _evaluate(faces, checkpointed, tmp_path / "after")
     assert after["rule"] == "max"
