@@ -20,13 +20,18 @@ from dfdc_ray.shards.manifest import Manifest
 GENERATED = "drawn_"  # how the methods of the generated corpus begin
 
 
+def _one_each(manifest: Manifest) -> bool:
+    """Whether no video has two frames."""
+    return bool(manifest.config.get("frames") == manifest.config.get("real_multiplier") == 1)
+
+
 def warnings_of(config: EvaluateConfig, scorer: Scorer, manifest: Manifest, videos: SplitVideos) -> tuple[str, ...]:
     """What must be known before any number."""
     trained, clips, found = scorer.faces_config, scorer.clips, []
     if by := manifest.config.get("regrouped_by"):
         found.append(
             f"A SPLIT THAT LEAKS, to show what that does to numbers: by {by}, so that the same people"
-            + (" and frames of the same videos" if by == "frame" and manifest.config.get("frames") != 1 else "")
+            + (" and frames of the same videos" if by == "frame" and not _one_each(manifest) else "")
             + " may be in training and here. Intervals take what belongs together for independent. The model is not for use."
         )
     if config.split == "train":

@@ -35,7 +35,7 @@ class ExperimentsConfig:
     learning_rate: float = 3e-4
     seed: int = 0
     robustness: bool = False
-    """As of evaluate, for each line; one that was judged without is judged again, not trained again."""
+    """As of evaluate, for each line; one that was judged without (or with) is judged again, not trained again."""
     workers: int = 1
     """Ray Train workers, as of train."""
     gpu: bool = False
@@ -84,7 +84,7 @@ class ModelsConfig:
     learning_rate: float = 3e-4
     seed: int = 0
     robustness: bool = False
-    """As of evaluate, for each line; one that was judged without is judged again, not trained again."""
+    """As of evaluate, for each line; one that was judged without (or with) is judged again, not trained again."""
     gpu: bool = False
     """One GPU for each detector; as many are trained at a time as there are GPUs (without: as the CPUs allow)."""
     cpus_per_worker: int = 1

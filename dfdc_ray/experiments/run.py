@@ -3,7 +3,7 @@
     dfdc-ray experiments report --corpus URI --out OUT        (or --faces FACES)
 
 OUT/faces/<name>-<hash>   face shards, one folder for each way of sampling or grouping
-OUT/cells/<name>-<hash>   train/ and report/ of each line; a line that is done is not done again
+OUT/cells/<name>-<hash>   train/ and report/ (with --robustness: report-robustness/) of each line; what is done is not done again
 OUT/experiments.md .json  the table and what it says; report.html the same as a page
 
     dfdc-ray experiments models --corpus URI --out OUT        (or --faces FACES)
@@ -64,6 +64,8 @@ def report(config: ExperimentsConfig) -> None:
     """
     if config.workers < 1:
         raise UserError(f"--workers {config.workers}: at least 1.")
+    if config.batch_size % config.workers:
+        raise UserError(f"--batch-size {config.batch_size} cannot be divided among {config.workers} workers.")
     _check_source(config)
     if config.faces is not None and (config.frames, config.frame_size) != (ExperimentsConfig.frames, ExperimentsConfig.frame_size):
         raise UserError("--frames and --frame-size are for --corpus: those of --faces are as they were made.")

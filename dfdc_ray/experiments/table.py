@@ -209,7 +209,7 @@ def _sections(config: ExperimentsConfig, lines: Sequence[Line], left_out: Mappin
         f"by its split), by which nothing was chosen: the checkpoint is that with the {of_improved['checkpoint_rule']}. Epochs: "
         f"{epochs}; learning rate {config.learning_rate:g} and batch {config.batch_size} unless the line says otherwise. Lines differ in "
         "their frames, so their denominators do too, and in what they were trained on. Intervals are bootstraps over "
-        f"groups{_caution(lines)}; a split by frame has none, since frames of one video are groups of their own there. `report`: the "
+        f"groups{_caution(lines)}; a split by frame, in which each frame is a group, has none. `report`: the "
         "founding report's frame accuracy, on the Kaggle sample, its split unstated."
     )
     missing = [f"Left out: {name}: {why}" for name, why in left_out.items()]

@@ -265,7 +265,7 @@ def _start(config: TrainConfig, plan: Plan, *, rank: int, world_size: int, devic
         at = Position(**known, **{name: saved.state[name] for name in _OF_EPOCH if name in saved.state})
         now = {"device": device.type, "precision": precision(device)}
         before = {name: str(saved.config.get(name, value)) for name, value in now.items()}  # older checkpoints do not say
-        if rank == 0 and before != now:
+        if rank == 0 and before != now and at.epoch < config.epochs:
             console.print(
                 f"[yellow]Goes on on {' in '.join(now.values())}; so far it was on {' in '.join(before.values())}: "
                 "the weights will not be those of a run on either alone.[/]",

@@ -6,6 +6,8 @@ landmarks are wanted, and their jitter does not come in. What passes before a fa
 the middle one as heads do, or would have gone far, is moved as its neighbour is, so that no jump comes in that was not there.
 """
 
+import contextlib
+
 import cv2
 import numpy as np
 import torch
@@ -65,12 +67,13 @@ def _movement(middle: np.ndarray, frame: np.ndarray, start: np.ndarray, mask: np
     moves = [start, np.eye(2, 3, dtype=np.float32)]
     height, width = frame.shape
     centre = np.array([width / 2, height / 2, 1])
-    try:
+    with contextlib.suppress(cv2.error):  # it does not converge, as from far off
         found = cv2.findTransformECC(middle, frame, start.copy(), cv2.MOTION_EUCLIDEAN, _CRITERIA, mask, 1)[1]
         if np.hypot(*(found @ centre - centre[:2])) <= _FARTHEST * max(width, height):
             moves.append(np.asarray(found, np.float32))
+    try:
         alike = [cv2.computeECC(middle, cv2.warpAffine(frame, move, (width, height), flags=_FLAGS), mask) for move in moves]
-    except cv2.error:  # it does not converge, as in a plain picture
+    except cv2.error:  # a plain picture is like nothing
         return start
     best = int(np.argmax(alike))
     return moves[best] if alike[best] > _ALIKE else start

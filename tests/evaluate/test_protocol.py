@@ -3,6 +3,8 @@
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
+
 from dfdc_ray.config import EvaluateConfig
 from dfdc_ray.evaluate.protocol import warnings_of
 from dfdc_ray.evaluate.videos import SplitVideos
@@ -28,14 +30,16 @@ def test_groups_that_are_families_may_share_people_with_training() -> None:
     assert warning.endswith("Of 1 fakes the original is not known, and may be in training itself.")
 
 
-def test_a_split_that_leaks_says_so_first() -> None:
+@pytest.mark.parametrize(
+    ("frames", "multiplier", "leaks"),
+    [(4, 1, "people and frames of the same videos"), (1, 4, "people and frames of the same videos"), (1, 1, "people")],
+)
+def test_a_split_that_leaks_says_so_first(frames: int, multiplier: int, leaks: str) -> None:
     scorer: Any = SimpleNamespace(faces_config={"regrouped_by": "frame"}, clips=False, config={"train_groups": ["c/a#1"]})
-    manifest: Any = SimpleNamespace(config={"regrouped_by": "frame"})
+    manifest: Any = SimpleNamespace(config={"regrouped_by": "frame", "frames": frames, "real_multiplier": multiplier})
     videos = SplitVideos([{"video_id": "c/a#2", "label": "REAL", "group_id": "c/a#2"}], 0, {}, {"c/a#2": "c/a#2"})
     first = warnings_of(CONFIG, scorer, manifest, videos)[0]
-    assert first.startswith(
-        "A SPLIT THAT LEAKS, to show what that does to numbers: by frame, so that the same people and the same videos may"
-    )
+    assert first.startswith(f"A SPLIT THAT LEAKS, to show what that does to numbers: by frame, so that the same {leaks} may be in training")
 
 
 def test_groups_that_somebody_named_are_believed() -> None:

@@ -202,6 +202,8 @@ def test_only_a_batch_of_one_is_for_one_worker(batch: int, workers: int, tmp_pat
     with pytest.raises(UserError, match="enough"):
         run._line(config, cell, set())
     assert [config.workers for config in given] == [workers]
+    with pytest.raises(UserError, match="--batch-size 32 cannot be divided among 5 workers"):
+        run.report(replace(config, workers=5))
 
 
 def _without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:

@@ -194,7 +194,7 @@ def test_a_killed_driver_is_started_again(tmp_path: Path) -> None:
             assert driver.poll() is None
             time.sleep(0.05)
     finally:
-        of_driver = psutil.Process(driver.pid).children(recursive=True)
+        of_driver = psutil.Process(driver.pid).children(recursive=True) if driver.poll() is None else []
         driver.kill()
         driver.wait()
         for process in of_driver:

@@ -72,8 +72,17 @@ def test_no_jump_comes_in_that_was_not_there() -> None:
     assert after.median() < 0.3 * before.median()
 
 
-def test_a_head_that_goes_and_comes_back_is_where_it_was() -> None:
-    """A frame that lies well as it is is not moved as its neighbour is."""
+@pytest.mark.parametrize("found", [True, False])
+def test_a_head_that_goes_and_comes_back_is_where_it_was(found: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A frame that lies well as it is is not moved as its neighbour is, also where the search from there does not converge."""
+    search = cv2.findTransformECC
+
+    def lost(middle: np.ndarray, frame: np.ndarray, start: np.ndarray, *options: object) -> object:
+        if np.abs(start - np.eye(2, 3)).max() > 0.5 and not found:
+            raise cv2.error("it does not converge")
+        return search(middle, frame, start, *options)
+
+    monkeypatch.setattr(cv2, "findTransformECC", lost)
     still = cv2.resize(astronaut()[30:190, 145:305], (224, 224))
     away = cv2.warpAffine(still, np.float32([[1, 0, 12], [0, 1, 5]]), (224, 224), borderMode=cv2.BORDER_REPLICATE)
     clip = torch.from_numpy(np.stack([still, still, away, still])).permute(0, 3, 1, 2)
