@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 HOSTILE = '<script>alert(1)</script> <img src=x onerror=alert(2)> "quoted" &amp;.mp4'
 TURNED = "\u202efdp.exe"  # written from right to left
 _TAGS = {
-    "html", "head", "meta", "title", "style", "body", "main", "h1", "h2", "h3", "p", "bdi", "div", "b", "span", "i", "table", "thead",
+    "html", "head", "meta", "title", "style", "body", "main", "h1", "h2", "h3", "h4", "p", "bdi", "div", "b", "span", "i", "table", "thead",
     "tbody", "tr", "th", "td", "ul", "li", "figure", "img", "figcaption", "a", "svg", "g", "line", "circle", "text", "polyline", "dl",
     "dt", "dd", "details", "summary",
 }  # fmt: skip

@@ -196,14 +196,14 @@ def test_quarters_by_lightness_and_classes_of_skin_tone() -> None:
 
 def test_robustness_and_near_duplicates_where_they_were_asked_for(report: Report) -> None:
     assert "Robustness" not in markdown(report)
-    assert "Near-duplicates" not in markdown(report)
+    assert "Not looked for: evaluate --training-faces does" in markdown(report)
     worse = replace(report.video.metrics, auc=(report.video.metrics.auc or 0) - 0.125)
     changed = (
         Robustness(change="blur", video=worse, frame=report.frame.metrics, video_auc=Interval(low=-0.25, high=-0.0625, replicates=9)),
     )
     text = markdown(replace(report, robustness=changed, near_duplicates=(Pair("c/real1.mp4", "c/other.mp4", 2),)))
     assert f"| blur | {worse.auc:.4f} | -0.1250 (-0.250 to -0.062) |" in text
-    assert "1 of the 7 videos are within" in text
+    assert "1 of the 5 videos with a face are within" in text
     assert "| c/real1.mp4 | c/other.mp4 | 2 |" in text
 
 

@@ -252,7 +252,8 @@ def test_what_cannot_be_is_refused_before_any_work(
 
 def test_groups_of_the_first_weights_are_no_part_of_the_curve(tmp_path: Path) -> None:
     faces = str(write_face_shards(tmp_path / "faces", families=4))
-    assert run._own_groups(faces, "parts:0-1/2/3", ["toy/part-0", "toy/part-1", "dfdc/part:7"]) == ("toy/part-0", "toy/part-1")
+    found = run._own(faces, "parts:0-1/2/3", ["toy/part-0", "toy/part-1", "dfdc/part:7"])
+    assert found == (("toy/part-0", "toy/part-1"), 2 * 3)  # an original and two fakes each
 
 
 def test_other_faces_are_regrouped_anew_and_videos_without_a_face_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
