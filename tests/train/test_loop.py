@@ -205,7 +205,7 @@ loop.train_loop(config, prepare(config))
 """
 
 
-@pytest.mark.parametrize("minutes", [1e-9, 15.0])
+@pytest.mark.parametrize("minutes", [1e-9, pytest.param(15.0, marks=pytest.mark.slow)])
 def test_a_process_that_is_killed_and_started_again_ends_with_the_same_weights(config: TrainConfig, tmp_path: Path, minutes: float) -> None:
     """By SIGKILL in the third step of the second epoch; with a checkpoint of every step, and with none since the first epoch."""
     config = replace(config, model="meso4", image_size=256, epochs=2, loader_workers=0)
