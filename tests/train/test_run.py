@@ -149,7 +149,7 @@ def _same_as_undisturbed(config: TrainConfig) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
     """Killed after the first checkpoint within an epoch, fed by Ray Data: Ray starts another, which goes on from there to the end."""
     import psutil
@@ -177,7 +177,7 @@ def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(600)
 def test_a_killed_driver_is_started_again(tmp_path: Path) -> None:
     """With all that Ray started for it. The same command goes on from the newest checkpoint."""
     import psutil
