@@ -262,7 +262,7 @@ def _near_duplicates(report: Report) -> Section:
     title = "Near-duplicates of what the model has seen"
     if report.near_duplicates is None:
         return Section(title, ["Not looked for: evaluate --training-faces does, with the faces of the training."])
-    pairs, looked_at = report.near_duplicates or (), sum(v.frames_scored > 0 for v in report.videos)
+    pairs, looked_at = report.near_duplicates, sum(v.frames_scored > 0 for v in report.videos)
     body: list[str | Table] = [
         f"{len(pairs)} of the {looked_at} videos with a face are within {CLOSE} of 64 bits of a video of training or "
         "validation (pHash of the middle face)."

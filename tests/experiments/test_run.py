@@ -89,7 +89,7 @@ def test_the_whole_table_in_miniature(
     assert len(made) < 10e6
     seen = Seen(made)
     mistakes = [json.loads(Path(line["report"]).with_name("mistakes.json").read_text())[:2] for line in lines]
-    pictures = [face for of_line in mistakes for case in of_line for face, _ in case["faces"]]
+    pictures = [face for of_line in mistakes for case in of_line for face, _ in case["faces"][:1]]
     assert pictures
     assert len(seen.all("img", "src")) == 4 * len(lines) + len(pictures)  # each line's curves; faces, of which Small has no heat maps
     shards = [link for link in seen.all("a", "href") if link.endswith(".parquet")]
