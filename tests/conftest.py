@@ -1,7 +1,6 @@
 """Fixtures shared by all tests."""
 
 import os
-import subprocess
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -53,13 +52,13 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def undisturbed(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What a run of `helpers.preprocess_command` over `small_corpus` makes of it, in a private Ray session. Do not change it."""
-    from helpers import preprocess_command
+    """What `helpers.preprocess_command` over `small_corpus` makes of it when nothing happens, without Ray. Do not change it."""
+    from helpers import preprocess_here
+
+    from dfdc_ray.config import PreprocessConfig
 
     out = tmp_path_factory.mktemp("undisturbed")
-    environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"}
-    done = subprocess.run(preprocess_command(small_corpus, out), env=environment, capture_output=True, text=True, timeout=200, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
+    preprocess_here(PreprocessConfig(corpus=(str(small_corpus),), out=str(out), frames=2))
     return out
 
 

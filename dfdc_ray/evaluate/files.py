@@ -11,7 +11,7 @@ import numpy as np
 
 from dfdc_ray import storage
 from dfdc_ray.evaluate import plots, tables
-from dfdc_ray.evaluate.mistakes import Mistake, cases, dump
+from dfdc_ray.evaluate.mistakes import Mistake, dump
 from dfdc_ray.evaluate.page import page
 from dfdc_ray.evaluate.report import Report
 from dfdc_ray.pages import Section
@@ -25,13 +25,13 @@ def write(report: Report, out: str, mistakes: Sequence[Mistake] = ()) -> None:
     mistakes: the worst, with their faces.
     """
     storage.make_dirs(out)
-    pictures, by, wrong = _pictures(report), tables.slices(report), cases(mistakes, report.unit)
+    pictures, by = _pictures(report), tables.slices(report)
     for name, picture in pictures.items():
         storage.write_bytes(storage.join(out, f"{name}.png"), picture)
     storage.write_bytes(storage.join(out, "scores.csv"), scores_csv(report).encode())
     storage.write_bytes(storage.join(out, "report.md"), tables.markdown(report, by).encode())
-    storage.write_bytes(storage.join(out, "report.html"), page(report, pictures, wrong, by, out=out))
-    storage.write_bytes(storage.join(out, "mistakes.json"), dump(wrong))
+    storage.write_bytes(storage.join(out, "report.html"), page(report, pictures, mistakes, by, out=out))
+    storage.write_bytes(storage.join(out, "mistakes.json"), dump(mistakes))
     storage.write_bytes(storage.join(out, "report.json"), (json.dumps(to_json(report, by), indent=2) + "\n").encode())
 
 

@@ -21,28 +21,8 @@ FACES = 3  # of each video; of clips the worst one
 
 
 @dataclass(frozen=True)
-class Face:
-    """One face of a video that was misjudged. shard, row: where it is (uri, row of the file)."""
-
-    shown: Shown
-    frame: int | None  # of a clip its first, as time_s
-    time_s: float | None
-    score: float  # of a clip the whole
-    shard: str
-    row: int
-
-
-@dataclass(frozen=True)
 class Mistake:
-    """A video that was misjudged and its faces, the most wrong first."""
-
-    video: JudgedVideo
-    faces: tuple[Face, ...]
-
-
-@dataclass(frozen=True)
-class Case:
-    """A mistake as a page shows it."""
+    """A video that was misjudged, as a page shows it; its faces, the most wrong first."""
 
     video_id: str
     facts: str
@@ -51,52 +31,48 @@ class Case:
 
 
 def mistakes(
-    worst: Sequence[JudgedVideo], found: Mapping[str, Aggregate], rows: RowTable, scores: np.ndarray, *, scorer: Scorer, manifest: Manifest
+    worst: Sequence[JudgedVideo],
+    found: Mapping[str, Aggregate],
+    rows: RowTable,
+    scores: np.ndarray,
+    *,
+    scorer: Scorer,
+    manifest: Manifest,
+    unit: str,
 ) -> list[Mistake]:
-    """Read the pictures of the worst videos, and no others. scores: float64 [N] of the rows; found: what became of them by video."""
-    return [Mistake(video, _faces(video, found[video.video_id], rows, scores, scorer=scorer, manifest=manifest)) for video in worst]
+    """Read the pictures of the worst videos, and no others.
 
-
-def _faces(
-    video: JudgedVideo, aggregate: Aggregate, rows: RowTable, scores: np.ndarray, *, scorer: Scorer, manifest: Manifest
-) -> tuple[Face, ...]:
+    scores: float64 [N] of the rows; found: what became of them by video; unit: what is scored, frames or clips.
+    """
     ids, tracks = rows.table["video_id"].cast(pa.string()).to_numpy(), pc.fill_null(rows.table["track_id"], 0).to_numpy()
-    its = np.flatnonzero((ids == video.video_id) & np.isin(tracks, aggregate.tracks))
-    order = its[np.argsort(scores[its] if video.label == "FAKE" else -scores[its], kind="stable")]
-    chosen = order[: 1 if scorer.clips else FACES].tolist()
-    faces = []
-    for position, of_line in zip(chosen, shown(scorer, encoded(rows, chosen)), strict=True):
-        (line,) = rows.table.slice(position, 1).to_pylist()
-        group, row = (np.atleast_1d(rows.column(name)[position]) for name in ("group", "row"))
-        for one in of_line:
-            file, _, _, first = rows.groups[group[one.at]]
-            where = manifest.files[file].uri, int(first + row[one.at])
-            faces.append(Face(one, line["frame"], line["time_s"], float(scores[position]), *where))
-    return tuple(faces)
-
-
-def cases(found: Sequence[Mistake], unit: str) -> list[Case]:
-    """unit: what is scored, frames or clips."""
     made = []
-    for mistake in found:
-        rows: dict[str, list[int]] = {}
-        for face in mistake.faces:
-            rows.setdefault(face.shard, []).append(face.row)
-        places = tuple((shard, f"row{'s' * (len(some) > 1)} {', '.join(map(str, some))}") for shard, some in rows.items())
-        said = tuple((face.shown, _moment(face)) for face in mistake.faces)
-        made.append(Case(mistake.video.video_id, _facts(mistake.video, unit), said, places))
+    for video in worst:
+        its = np.flatnonzero((ids == video.video_id) & np.isin(tracks, found[video.video_id].tracks))
+        order = its[np.argsort(scores[its] if video.label == "FAKE" else -scores[its], kind="stable")]
+        chosen = order[: 1 if scorer.clips else FACES].tolist()
+        faces = []
+        places: dict[str, list[str]] = {}
+        for position, of_line in zip(chosen, shown(scorer, encoded(rows, chosen)), strict=True):
+            (line,) = rows.table.slice(position, 1).to_pylist()
+            group, row = (np.atleast_1d(rows.column(name)[position]) for name in ("group", "row"))
+            for one in of_line:
+                faces.append((one, _moment(one.at, line["frame"], line["time_s"], scores[position])))
+                file, _, _, first = rows.groups[group[one.at]]
+                places.setdefault(manifest.files[file].uri, []).append(str(first + row[one.at]))
+        where = tuple((shard, f"row{'s' * (len(some) > 1)} {', '.join(some)}") for shard, some in places.items())
+        made.append(Mistake(video.video_id, _facts(video, unit), tuple(faces), where))
     return made
 
 
-def dump(found: Sequence[Case]) -> bytes:
+def dump(found: Sequence[Mistake]) -> bytes:
     """As JSON, pictures in base64."""
-    return json.dumps([asdict(case) for case in found], default=lambda picture: base64.b64encode(picture).decode()).encode()
+    return json.dumps([asdict(mistake) for mistake in found], default=lambda picture: base64.b64encode(picture).decode()).encode()
 
 
-def load(data: bytes) -> list[Case]:
+def load(data: bytes) -> list[Mistake]:
     """What `dump` wrote."""
     return [
-        Case(
+        Mistake(
             one["video_id"],
             one["facts"],
             tuple(
@@ -117,9 +93,9 @@ def _facts(video: JudgedVideo, unit: str) -> str:
     return " · ".join(said)
 
 
-def _moment(face: Face) -> str:
-    """Where in the video a face is, and what it got."""
-    at = [f"frame {face.frame}"] if face.frame is not None else []
-    at += [f"{face.time_s:.1f} s"] if face.time_s is not None else []
-    clip = f"{face.shown.at + 1}. of the clip from " if face.shown.at else ""
-    return f"{clip}{', '.join(at)}: {face.score:.4f}"
+def _moment(at: int, frame: int | None, time_s: float | None, score: float) -> str:
+    """Where in the video a face is, and what it got. at: its place in the clip, whose first frame, time and score the others are."""
+    said = [f"frame {frame}"] if frame is not None else []
+    said += [f"{time_s:.1f} s"] if time_s is not None else []
+    clip = f"{at + 1}. of the clip from " if at else ""
+    return f"{clip}{', '.join(said)}: {score:.4f}"

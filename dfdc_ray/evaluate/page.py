@@ -7,12 +7,12 @@ from urllib.parse import quote
 from dfdc_ray import __version__, pages, storage
 from dfdc_ray.evaluate import tables
 from dfdc_ray.evaluate.metrics import THRESHOLD
-from dfdc_ray.evaluate.mistakes import Case
+from dfdc_ray.evaluate.mistakes import Mistake
 from dfdc_ray.evaluate.report import Report
 from dfdc_ray.pages import Section
 
 
-def page(report: Report, pictures: Mapping[str, bytes], cases: Sequence[Case], by: Sequence[Section], *, out: str) -> bytes:
+def page(report: Report, pictures: Mapping[str, bytes], cases: Sequence[Mistake], by: Sequence[Section], *, out: str) -> bytes:
     """The whole page, to lie in `out`. pictures: PNGs by their names in tables.PICTURES. by: tables.slices."""
     unscored, worst = tables.losses(report)
     return pages.render(
@@ -47,7 +47,7 @@ def _tiles(report: Report) -> list[tuple[str, list[str]]]:
     ]
 
 
-def with_links(found: Sequence[Case], out: str) -> list[tuple[Case, list[tuple[str, str | None, str]]]]:
+def with_links(found: Sequence[Mistake], out: str) -> list[tuple[Mistake, list[tuple[str, str | None, str]]]]:
     """Cases, and the places of each: shard, link to it (as `link`), rows."""
     return [(case, [(shard, link(shard, out), rows) for shard, rows in case.places]) for case in found]
 

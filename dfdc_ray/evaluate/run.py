@@ -217,7 +217,7 @@ def _report(
         unit="clips" if scorer.clips else "frames",
         maps_of=drawn(scorer),
     )
-    return report, mistakes(report.worst, found, faces.rows, scores, scorer=scorer, manifest=manifest)
+    return report, mistakes(report.worst, found, faces.rows, scores, scorer=scorer, manifest=manifest, unit=report.unit)
 
 
 def _counted(videos: SplitVideos, found: Mapping[str, Aggregate], prior: float, probability: Callable[[float], float]) -> np.ndarray:

@@ -12,7 +12,7 @@ from rich.table import Table as ConsoleTable
 from dfdc_ray import __version__, pages, storage
 from dfdc_ray.corpus.splits import only_family
 from dfdc_ray.evaluate.metrics import FEW_GROUPS, Interval, change_of_auc
-from dfdc_ray.evaluate.mistakes import Case, load
+from dfdc_ray.evaluate.mistakes import Mistake, load
 from dfdc_ray.evaluate.page import link, with_links
 from dfdc_ray.evaluate.tables import PICTURES
 from dfdc_ray.experiments.cells import CENTRE_NAME, MAJORITY, SECONDS_NAME, Cell
@@ -47,7 +47,7 @@ class Own:
 
     curves: Sequence[tuple[bytes, str]] = ()
     sections: Sequence[Section] = ()
-    cases: Sequence[tuple[Case, Sequence[tuple[str, str | None, str]]]] = ()
+    cases: Sequence[tuple[Mistake, Sequence[tuple[str, str | None, str]]]] = ()
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ SEED = 20260
 @pytest.mark.s3
 @pytest.mark.timeout(400)
 def test_a_run_that_is_killed_on_a_bad_day_of_s3(small_corpus, undisturbed, s3, tmp_path):
-    """The short form: corpus and output on S3 behind a proxy with faults; actor, child, raylet and driver killed, and the job stopped."""
+    """The short form: corpus and output on S3 behind a proxy with faults; actor, child and raylet killed, the job stopped."""
     upload(small_corpus, f"{s3.uri}/drawn")
     tally, dice = Tally(), random.Random(SEED)
     quick = tuple(fault for fault in FAULTS if fault != "late")  # each of those takes 20 s
@@ -32,8 +32,7 @@ def test_a_run_that_is_killed_on_a_bad_day_of_s3(small_corpus, undisturbed, s3, 
         with cluster(workers=2, cpus=1, variables=variables) as nodes:
             out = f"{s3.uri}/out"
             storm = Storm(nodes, 2, preprocess_command(f"{s3.uri}/drawn", out), out, tmp_path / "log", dice, tally, pause_s=(0.1, 0.8))
-            storm.round(["child SIGKILL", "actor SIGKILL"], "driver SIGKILL")
-            storm.round(["raylet SIGKILL"], "driver SIGTERM")
+            storm.round(["child SIGKILL", "actor SIGKILL", "raylet SIGKILL"], "driver SIGTERM")
             storm.calm()
     compare(str(undisturbed), f"{s3.uri}/out", tally)
     print(f"{tally}; S3: {dict(proxy.requests)}, faults {dict(proxy.faulted)}")

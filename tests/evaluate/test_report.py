@@ -16,7 +16,7 @@ from dfdc_ray.evaluate.duplicates import Pair
 from dfdc_ray.evaluate.files import scores_csv, write
 from dfdc_ray.evaluate.heat import Shown, _small
 from dfdc_ray.evaluate.metrics import Interval, Metrics, judge
-from dfdc_ray.evaluate.mistakes import Face, Mistake
+from dfdc_ray.evaluate.mistakes import Mistake
 from dfdc_ray.evaluate.report import WORST, JudgedVideo, Report, Robustness
 from dfdc_ray.evaluate.tables import show
 from dfdc_ray.pages import MOST_ROWS
@@ -234,8 +234,8 @@ def test_console_shows_both_levels(report: Report) -> None:
 def _mistakes(report: Report, *, heat: bool, shard: str = "/data/faces/faces/a.parquet") -> list[Mistake]:
     """Each with three faces of noise, which no JPEG makes small."""
     noise = _small(np.random.default_rng(0).integers(0, 255, (224, 224, 3), dtype=np.uint8))
-    faces = [Face(Shown(noise, noise if heat else None), 10 * i, None, 0.5, shard, i) for i in range(3)]
-    return [Mistake(video, tuple(faces)) for video in report.worst]
+    faces = tuple((Shown(noise, noise if heat else None), f"frame {10 * i}: 0.5000") for i in range(3))
+    return [Mistake(video.video_id, "REAL, called fake", faces, ((shard, "rows 0, 1, 2"),)) for video in report.worst]
 
 
 def test_what_others_wrote_is_shown_on_the_page_and_not_obeyed(tmp_path: Path) -> None:

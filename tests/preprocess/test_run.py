@@ -32,29 +32,43 @@ def rows(out: Path) -> pa.Table:
     )
 
 
-def test_every_video_is_in_the_ledger(undisturbed):
-    ledger = pq.read_table(undisturbed / "ledger.parquet").to_pylist()
+@pytest.fixture(scope="module")
+def finished(small_corpus, tmp_path_factory) -> Path:
+    """An output of the command. Do not change it."""
+    out = tmp_path_factory.mktemp("finished")
+    run(*preprocess_command(small_corpus, out))
+    return out
+
+
+def test_the_same_as_without_ray(finished, undisturbed):
+    assert rows(finished).equals(rows(undisturbed))
+    assert pq.read_table(finished / "ledger.parquet").equals(pq.read_table(undisturbed / "ledger.parquet"))
+    assert {p.name for p in (finished / "faces").iterdir()} == {p.name for p in (undisturbed / "faces").iterdir()}
+
+
+def test_every_video_is_in_the_ledger(finished):
+    ledger = pq.read_table(finished / "ledger.parquet").to_pylist()
     assert len(ledger) == 4 * 5 + 2 * 2
     assert {row["status"] for row in ledger} == {"ok"}
     assert len({row["video_id"] for row in ledger}) == len(ledger)
-    assert sum(row["faces"] for row in ledger) == rows(undisturbed).num_rows
+    assert sum(row["faces"] for row in ledger) == rows(finished).num_rows
 
 
-def test_finished_work_is_not_done_again(small_corpus, undisturbed):
-    before = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in undisturbed.rglob("*")}
-    output = run(*preprocess_command(small_corpus, undisturbed))
+def test_finished_work_is_not_done_again(small_corpus, finished):
+    before = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in finished.rglob("*")}
+    output = run(*preprocess_command(small_corpus, finished))
     assert " 0 to do" in output
     assert "Nothing to do" in output
-    assert {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in undisturbed.rglob("*")} == before
+    assert {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in finished.rglob("*")} == before
 
 
-def test_another_configuration_is_refused_without_a_traceback(small_corpus, undisturbed):
-    output = run(*preprocess_command(small_corpus, undisturbed, "--margin", "0.5"), expect=1)
+def test_another_configuration_is_refused_without_a_traceback(small_corpus, finished):
+    output = run(*preprocess_command(small_corpus, finished, "--margin", "0.5"), expect=1)
     assert "margin" in output
     assert "Traceback" not in output
 
 
-def test_killed_half_way_and_run_again_gives_the_same(small_corpus, undisturbed, tmp_path):
+def test_killed_half_way_and_run_again_gives_the_same(small_corpus, finished, tmp_path):
     receipts = tmp_path / "receipts"
     with subprocess.Popen(
         preprocess_command(small_corpus, tmp_path, "--workers", "1"), env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL
@@ -69,7 +83,7 @@ def test_killed_half_way_and_run_again_gives_the_same(small_corpus, undisturbed,
     assert " 0 done before" not in output
     assert " 0 to do" not in output
     assert first < len(list(receipts.glob("*.json")))
-    assert rows(tmp_path).equals(rows(undisturbed))
-    assert pq.read_table(tmp_path / "ledger.parquet").equals(pq.read_table(undisturbed / "ledger.parquet"))
-    names = [{p.name for p in (out / "faces").iterdir()} for out in (tmp_path, undisturbed)]
+    assert rows(tmp_path).equals(rows(finished))
+    assert pq.read_table(tmp_path / "ledger.parquet").equals(pq.read_table(finished / "ledger.parquet"))
+    names = [{p.name for p in (out / "faces").iterdir()} for out in (tmp_path, finished)]
     assert names[0] >= names[1]  # the same bytes under the same names; a killed run may leave a file that no receipt names
