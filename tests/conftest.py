@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 import os
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -85,6 +86,14 @@ def s3(s3_server: Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[S3]:
 def pytest_configure() -> None:
     """One thread for each process, those that tests start included: two processes of two threads on two cores wait for each other."""
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Also after a test that started a server in this process, which takes all cores."""
+    yield
+    if torch := sys.modules.get("torch"):
+        torch.set_num_threads(1)
 
 
 def pytest_report_header() -> str:

@@ -24,6 +24,7 @@ from dfdc_ray.evaluate.aggregate import CLIP, RULES
 from dfdc_ray.evaluate.metrics import log_losses, torchmetrics
 
 FILE = "calibration.json"
+_ALIKE = 1.25  # a score of that many times the frames is taken for one of the same kind
 BINS = 15  # of the calibration error, of equal width: Guo et al. 2017, https://arxiv.org/abs/1706.04599
 
 
@@ -31,7 +32,7 @@ BINS = 15  # of the calibration error, of equal width: Guo et al. 2017, https://
 class Calibration:
     """What was fitted, on how many videos of which data; `weights` is the SHA-256 of the model that it belongs to.
 
-    rule: of aggregate.RULES, to whose scores the scaling belongs.
+    rule: of aggregate.RULES, to whose scores the scaling belongs; frames: sampled of a video, the median, or clips.
     """
 
     rule: str
@@ -39,6 +40,7 @@ class Calibration:
     b: float
     reals: int
     fakes: int
+    frames: int
     data_hash: str
     weights: str
 
@@ -53,7 +55,16 @@ class Calibration:
 
     def describe(self) -> str:
         """For people."""
-        return f"Platt's scaling (a {self.a:.3f}, b {self.b:.3f}), fitted on {self.reals} real and {self.fakes} fake validation videos"
+        videos = f"{self.reals} real and {self.fakes} fake validation videos, of each {self.frames} sampled"
+        return f"Platt's scaling (a {self.a:.3f}, b {self.b:.3f}), fitted on {videos}"
+
+    def caveat(self, frames: int, unit: str) -> str | None:
+        """What must be said beside the probability of a video of which so many frames (or clips) were sampled, if anything: the more there
+        are, the surer is their mean, and the higher their maximum.
+        """
+        if max(frames, self.frames) <= _ALIKE * min(frames, self.frames):
+            return None
+        return f"It was calibrated on {self.frames} of a video's {unit}, and these are {frames}: as a probability it is rough."
 
 
 def fit(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

@@ -8,6 +8,7 @@ training. Frames are `core` frames only. Refuses to judge groups that the model 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -106,7 +107,8 @@ def calibrate(config: CalibrateConfig) -> None:
     labels = np.array([row["label"] == "FAKE" for row in scored], dtype=np.int64)
     scores = {rule: np.array([by_video[row["video_id"]].score for row in scored]) for rule, by_video in found.items()}
     rule, a, b, losses = calibration.choose(scores, labels)
-    counts = {"reals": int((labels == 0).sum()), "fakes": int(labels.sum())}
+    frames = int(np.median([faces.sampled[row["video_id"]] for row in scored]))
+    counts = {"reals": int((labels == 0).sum()), "fakes": int(labels.sum()), "frames": frames}
     fitted = Calibration(rule=rule, a=a, b=b, **counts, data_hash=manifest.data_hash, weights=weights_of(scorer.config))
     calibration.save(config.checkpoint, fitted)
     before, after = scores[DEFAULT], fitted(scores[rule])
@@ -200,6 +202,10 @@ def _report(
                 video_auc=change_of_auc(unchanged, by_video, videos.labels, videos.group_ids),
             )
         )
+    unit: Literal["frames", "clips"] = "clips" if scorer.clips else "frames"
+    sampled = [v.frames_sampled for v in judged if v.score is not None]
+    if sampled and scorer.calibration and (caveat := scorer.calibration.caveat(int(np.median(sampled)), unit)):
+        warnings += (f"SCORES OF VIDEOS: {caveat}",)
     report = Report(
         title=f"{scorer.config['model']} on " + ("all videos" if config.split == "all" else f"the {config.split} split"),
         protocol=protocol(config, scorer, manifest, judged, frames_scored=len(in_frames[0])),
@@ -214,7 +220,7 @@ def _report(
         rule=scorer.rule,
         robustness=tuple(changed),
         near_duplicates=None if training is None else near_duplicates(faces.rows, training),
-        unit="clips" if scorer.clips else "frames",
+        unit=unit,
         maps_of=drawn(scorer),
     )
     return report, mistakes(report.worst, found, faces.rows, scores, scorer=scorer, manifest=manifest, unit=report.unit)

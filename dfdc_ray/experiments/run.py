@@ -141,19 +141,21 @@ def _line(config: ExperimentsConfig, cell: Cell, made: set[str]) -> Line:
         )
         evaluate(EvaluateConfig(faces=faces, checkpoint=(storage.join(out, "best"),), out=judged, robustness=config.robustness))
     trained: dict[str, Any] = json.loads(storage.read_bytes(storage.join(folder, "train", "best", "config.json")))
-    return Line(cell, uri, json.loads(storage.read_bytes(uri)), *_own(faces, split, trained["train_groups"]))
+    own, videos = _own(faces, split, trained["train_groups"])
+    trained_in = f"{trained['device']}, {trained['precision']}"
+    return Line(cell, uri, json.loads(storage.read_bytes(uri)), own, videos, trained_in)
 
 
 def _own(faces: str, split: str, groups: Sequence[str]) -> tuple[tuple[str, ...], int]:
     """Of the groups that a model was trained on those of this split (what its first weights had seen before is no part of the curve), and
     how many labelled videos with a face they have.
     """
-    ledger = read_ledger(faces).to_pylist()
+    ledger = [row for row in read_ledger(faces).to_pylist() if row["label"] is not None]  # others have no part to be split by, either
     parts = {row["group_id"]: row["part"] for row in ledger}
     of = dict(zip(parts, assign(split, list(parts), list(parts.values())), strict=True))
     own = tuple(group for group in groups if of.get(group) == "train")
     there = set(own)
-    return own, sum(row["group_id"] in there and row["label"] is not None and row["faces"] > 0 for row in ledger)
+    return own, sum(row["group_id"] in there and row["faces"] > 0 for row in ledger)
 
 
 def _faces(config: ExperimentsConfig, cell: Cell, made: set[str]) -> tuple[str, str]:

@@ -52,13 +52,16 @@ class Own:
 
 @dataclass(frozen=True)
 class Line:
-    """One cell done: its report.json, where that is, the groups that it was trained on, and how many videos those have."""
+    """One cell done: its report.json, where that is, the groups that it was trained on, how many videos those have, and on what kind of
+    device in which precision.
+    """
 
     cell: Cell
     uri: str
     report: Mapping[str, Any]
     train_groups: tuple[str, ...]
     train_videos: int
+    trained_in: str
 
     @property
     def frame(self) -> Mapping[str, Any]:
@@ -72,8 +75,8 @@ class Line:
         return int(self.report["frame"]["groups"])
 
     def interval(self, name: str) -> tuple[float, float] | None:
-        """None also where a split by frame makes groups of frames that belong together."""
-        if self.cell.split_by == "frame":
+        """None also where a split by frame or family takes for independent what belongs together."""
+        if self.cell.split_by:
             return None
         found = self.report["frame"]["intervals"].get(name)
         return found and (found["low"], found["high"])
@@ -196,7 +199,17 @@ def _improved(lines: Sequence[Line]) -> Line:
 
 
 def _warnings(config: ExperimentsConfig, lines: Sequence[Line]) -> list[str]:
-    return [*_improved(lines).report["warnings"], *_not_comparable(config)]
+    return [*_improved(lines).report["warnings"], *_not_comparable(config), *_mixed(lines)]
+
+
+def _mixed(lines: Sequence[Line]) -> list[str]:
+    by: dict[str, list[str]] = {}
+    for line in lines:
+        by.setdefault(line.trained_in, []).append(line.cell.name)
+    if len(by) == 1:
+        return []
+    listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in by.items())
+    return [f"NOT TRAINED ALIKE, which a difference between lines may come from: {listed}."]
 
 
 def _sections(config: ExperimentsConfig, lines: Sequence[Line], left_out: Mapping[str, str]) -> list[Section]:
@@ -207,10 +220,11 @@ def _sections(config: ExperimentsConfig, lines: Sequence[Line], left_out: Mappin
     protocol = (
         f"Every line is judged on core frames of the test split by its own rule ({of_improved['split_rule']}, but where the line is named "
         f"by its split), by which nothing was chosen: the checkpoint is that with the {of_improved['checkpoint_rule']}. Epochs: "
-        f"{epochs}; learning rate {config.learning_rate:g} and batch {config.batch_size} unless the line says otherwise. Lines differ in "
-        "their frames, so their denominators do too, and in what they were trained on. Intervals are bootstraps over "
-        f"groups{_caution(lines)}; a split by frame, in which each frame is a group, has none. `report`: the "
-        "founding report's frame accuracy, on the Kaggle sample, its split unstated."
+        f"{epochs}, with a share of the groups so many more that the steps are as many; learning rate {config.learning_rate:g} and batch "
+        f"{config.batch_size} unless the line says otherwise. Lines differ in their frames, so their denominators do too, and in what they "
+        f"were trained on. Intervals are bootstraps over groups{_caution(lines)}; splits by frame and by family, which take for "
+        "independent what belongs together, have none. `report`: the founding report's frame accuracy, on the Kaggle sample, its split "
+        "unstated."
     )
     missing = [f"Left out: {name}: {why}" for name, why in left_out.items()]
     rows = [_always_fake(_improved(lines)), *(_cells(line) for line in lines)]
@@ -259,7 +273,8 @@ def _sentences(lines: Sequence[Line]) -> list[str]:
     if curve:
         points = ", ".join(f"{_number(line.frame['auc'])} with {line.cell.groups}" for line in curve)
         groups = "families (who is in two of them is not known)" if alone else "groups"
-        said.append(f"Frame AUC by training {groups}: {points}, {_number(improved.frame['auc'])} with all {len(improved.train_groups)}.")
+        whole = f"{_number(improved.frame['auc'])} with all {len(improved.train_groups)}"
+        said.append(f"Frame AUC by training {groups}, after as many steps: {points}, {whole}.")
     return said
 
 
@@ -271,8 +286,8 @@ def _compared(one: str, a: Line, other: str, b: Line, metric: str) -> str:
         return f"{one} and {other} cannot be compared by {name}: it is not defined for both."
     first, second = a.interval(metric), b.interval(metric)
     verdict = "without intervals to judge by"
-    if any(line.cell.split_by == "frame" for line in (a, b)):
-        verdict = "without intervals to judge by, since a split by frame makes groups of frames that belong together"
+    if a.cell.split_by:
+        verdict += ", since such a split takes for independent what belongs together"
     elif first and second:
         apart, fewest = first[0] > second[1] or second[0] > first[1], min(a.groups, b.groups)
         verdict = "and the intervals do not meet" if apart else "and the intervals overlap"

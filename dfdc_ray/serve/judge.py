@@ -55,6 +55,7 @@ class VideoScore:
     score: float | None = None  # probability of fake, calibrated where the checkpoint is
     raw_score: float | None = None  # before calibration, as those of frames and tracks; None where the checkpoint is not calibrated
     verdict: Literal["REAL", "FAKE"] | None = None  # FAKE above 0.5
+    caveat: str | None = None  # what must be said beside the score as a probability
     raw_threshold: float = THRESHOLD  # of raw_score and of the scores of frames and tracks: above it they speak for a fake
     short_tracks: bool = False  # no face was there long enough, so the longest decided
     width: int | None = None  # of the frames, pixels
@@ -128,6 +129,7 @@ def _judged(uri: str, rows: Sequence[dict[str, Any]], scores: np.ndarray, *, sam
     whole = aggregate_video(track_ids, frames, scores, sampled, rule=scorer.rule)
     times = {row["frame"]: row["time_s"] for row in rows}
     tracks = []
+    calibration = scorer.calibration
     for track_id in np.unique(track_ids):
         faces = tuple(
             FaceScore(
@@ -148,9 +150,10 @@ def _judged(uri: str, rows: Sequence[dict[str, Any]], scores: np.ndarray, *, sam
         uri=uri,
         status="ok",
         score=probability,
-        raw_score=whole.score if scorer.calibration else None,
+        raw_score=whole.score if calibration else None,
         verdict="FAKE" if probability > THRESHOLD else "REAL",
-        raw_threshold=scorer.calibration.threshold if scorer.calibration else THRESHOLD,
+        caveat=calibration.caveat(sampled, _unit(scorer)) if calibration else None,
+        raw_threshold=calibration.threshold if calibration else THRESHOLD,
         short_tracks=whole.short,
         width=rows[0]["frame_width"],
         height=rows[0]["frame_height"],

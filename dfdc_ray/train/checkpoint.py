@@ -116,7 +116,7 @@ def seen_by(uri: str) -> dict[str, Any]:
 
 def newest(folder: str) -> Checkpoint | None:
     """The intact checkpoint of the highest step, with its state; None if there is none. Broken ones are named and passed by."""
-    for name in _steps(folder):
+    for name in steps(folder):
         try:
             return load(storage.join(folder, name), with_state=True)
         except UserError as error:
@@ -135,13 +135,13 @@ def prune(folder: str, *, last: str, keep: int) -> None:
     Those of higher steps are broken: `newest` passed them by. Kept, they would be counted in place of intact ones.
     """
     unfinished = [entry.name for entry in storage.list_dir(folder) if entry.name.startswith(".step-")]
-    found = _steps(folder)
+    found = steps(folder)
     kept = [name for name in found if name <= last][:keep]
     for name in [name for name in found if name not in kept] + unfinished:
         storage.delete(storage.join(folder, name))
 
 
-def _steps(folder: str) -> list[str]:
+def steps(folder: str) -> list[str]:
     """Names of the checkpoint folders, newest first."""
     if not storage.exists(folder):
         return []

@@ -44,7 +44,7 @@ from dfdc_ray.train import checkpoint, memory
 from dfdc_ray.train.network import tell_gloo
 
 CACHE_WAIT_S = 4 * 3600  # instead of torch's half hour
-MAX_FAILURES = 3  # worker groups lost to crashes before giving up; announced pre-emptions do not count
+MAX_FAILURES = 3  # worker groups lost to crashes without a new checkpoint between them; announced pre-emptions do not count
 
 
 def train(config: TrainConfig) -> None:
@@ -99,7 +99,10 @@ class _Trainer(TorchTrainer):
     """
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
-        policy = _FailurePolicy(FailureConfig(max_failures=MAX_FAILURES))
+        from dfdc_ray.train.plan import checkpoints
+
+        assert self.train_loop_config is not None
+        policy = _FailurePolicy(checkpoints(self.train_loop_config["config"]))
         before = signal.getsignal(signal.SIGINT)
         try:
             return super()._initialize_and_run_controller(**options | {"failure_policy": policy})
@@ -131,10 +134,18 @@ def _tell_gloo() -> None:
 
 
 class _FailurePolicy(DefaultFailurePolicy):
-    """What a person must put right is not tried again."""
+    """What a person must put right is not tried again. A training that gets on between losses may have any number of them."""
+
+    def __init__(self, checkpoints: str) -> None:
+        super().__init__(FailureConfig(max_failures=MAX_FAILURES))
+        self._checkpoints, self._newest = checkpoints, [""]
 
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
-        return FailureDecision.RAISE if _user_error(training_failed_error) else super().make_decision(training_failed_error)
+        if _user_error(training_failed_error):
+            return FailureDecision.RAISE
+        if (newest := checkpoint.steps(self._checkpoints)[:1]) != self._newest:
+            self._newest, self._worker_group_failures = newest, 0
+        return super().make_decision(training_failed_error)
 
 
 def _user_error(error: TrainingFailedError) -> UserError | None:

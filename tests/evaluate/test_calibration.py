@@ -14,7 +14,7 @@ from dfdc_ray.evaluate.calibration import Calibration, fit
 
 
 def made(a: float, b: float) -> Calibration:
-    return Calibration(rule="mean", a=a, b=b, reals=1, fakes=1, data_hash="d", weights="w")
+    return Calibration(rule="mean", a=a, b=b, reals=1, fakes=1, frames=10, data_hash="d", weights="w")
 
 
 def drawn(n: int, *, a: float, b: float) -> tuple[np.ndarray, np.ndarray]:
@@ -48,6 +48,12 @@ def test_scores_that_separate_the_classes_stay_finite() -> None:
     a, b = fit(np.array([0.0, 0.1, 0.2, 0.8, 0.9, 1.0]), np.array([0, 0, 0, 1, 1, 1]))
     after = made(a, b)(np.array([0.0, 0.1, 0.9, 1.0]))
     assert 0 < after[0] < after[1] < 0.5 < after[2] < after[3] < 1
+
+
+def test_a_video_of_another_number_of_frames_is_said_to_be_judged_roughly() -> None:
+    assert made(1.0, 0.0).caveat(10, "frames") is made(1.0, 0.0).caveat(12, "frames") is None
+    for other in (1, 32):
+        assert f"calibrated on 10 of a video's frames, and these are {other}" in str(made(1.0, 0.0).caveat(other, "frames"))
 
 
 @pytest.mark.parametrize(("labels", "says"), [([1, 1, 1, 1], "0 real and 4 fake"), ([1, 1, 0, 0], "nothing to calibrate")])

@@ -451,6 +451,12 @@ def test_calibration_is_fitted_on_validation_and_used_from_then_on(
     assert {v["counted_as"] for v in after["videos"] if v["score"] is None} == {PRIOR}
     assert "| calibrated |" in (tmp_path / "after" / "report.md").read_text()
 
+    assert fitted.frames == FRAMES
+    assert not [warning for warning in after["warnings"] if "calibrated on" in warning]
+    calibration.save(str(checkpointed), replace(fitted, frames=1))  # as of crops, one a video
+    warnings = _evaluate(faces, checkpointed, tmp_path / "of one")["warnings"]
+    assert any(f"calibrated on 1 of a video's frames, and these are {FRAMES}" in warning for warning in warnings)
+
 
 def test_the_rule_that_fits_validation_best_is_kept_and_used(
     faces: Path, checkpointed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -218,7 +218,7 @@ def _without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     def line(_: ExperimentsConfig, cell: Cell, __: set[str]) -> Line:
         if cell.name in names:
             raise UserError("training has faces of one class only")
-        return Line(cell, "uri", report, ("a", "b", "c", "d"), 8)
+        return Line(cell, "uri", report, ("a", "b", "c", "d"), 8, "cpu, float32")
 
     monkeypatch.setattr(run, "_line", line)
     monkeypatch.setattr(run.table, "own_of", lambda uri, report, out: run.table.Own([(b"\x89PNG", "ROC")]))
@@ -252,6 +252,10 @@ def test_what_cannot_be_is_refused_before_any_work(
 
 def test_groups_of_the_first_weights_are_no_part_of_the_curve(tmp_path: Path) -> None:
     faces = str(write_face_shards(tmp_path / "faces", families=4))
+    ledger = pq.read_table(f"{faces}/ledger.parquet")
+    unlabelled = {"video_id": "toy/x.mp4", "family_id": "toy/x.mp4", "group_id": "toy/family:x.mp4", "part": None, "label": None}
+    added = pa.Table.from_pylist([ledger.to_pylist()[0] | unlabelled], schema=ledger.schema)
+    pq.write_table(pa.concat_tables([ledger, added]), f"{faces}/ledger.parquet")  # as of DFDC's test videos
     found = run._own(faces, "parts:0-1/2/3", ["toy/part-0", "toy/part-1", "dfdc/part:7"])
     assert found == (("toy/part-0", "toy/part-1"), 2 * 3)  # an original and two fakes each
 

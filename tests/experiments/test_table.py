@@ -52,7 +52,7 @@ def _lines(**changed: dict[str, Any]) -> list[Line]:
     lines = []
     for cell in [*cells(CONFIG), *curve(CONFIG, 8)]:
         given = next((report for word, report in changed.items() if word in cell.name), _report(0.8, 0.85))
-        lines.append(Line(cell, "uri", given, tuple("abcdefgh"), 1040))
+        lines.append(Line(cell, "uri", given, tuple("abcdefgh"), 1040, "cpu, float32"))
     return lines
 
 
@@ -63,7 +63,15 @@ def test_the_constant_stands_beside_the_report_s_and_each_line_says_what_it_was_
     assert "| 1,040 videos, 8 groups |" in rows[IMPROVED_NAME]
     assert "| 1,040 frames, 8 groups |" in rows["split by frame"]
     assert "(" not in rows["split by frame"].split(" | ")[1]  # frames that belong together have no interval
-    assert "(0.780-0.820)" in rows["split by family"]
+    assert "(" not in rows["split by family"].split(" | ")[1]  # nor families, which share persons
+    assert "(0.780-0.820)" in rows["faces, L2 for BCE"]
+
+
+def test_lines_trained_in_different_precisions_are_pointed_out() -> None:
+    lines = _lines()
+    assert "NOT TRAINED ALIKE" not in markdown(CONFIG, lines)
+    mixed = [*lines[:-1], replace(lines[-1], trained_in="cuda, bfloat16")]
+    assert "cuda, bfloat16: faces, 4 of 8 training groups." in markdown(CONFIG, mixed)
 
 
 def test_every_line_has_its_own_folder_and_keeps_it() -> None:
@@ -87,7 +95,7 @@ def test_other_weights_under_the_same_name_are_other_cells(tmp_path: Path) -> No
 
 
 def test_the_learning_curve_has_whole_numbers_of_groups_below_all() -> None:
-    assert [cell.groups for cell in curve(CONFIG, 8)] == [2, 4]
+    assert [(cell.groups, cell.epochs) for cell in curve(CONFIG, 8)] == [(2, 4 * 15), (4, 2 * 15)]  # of as many steps as all
     assert [cell.groups for cell in curve(CONFIG, 2)] == [1]
     assert curve(CONFIG, 1) == []
 
@@ -96,7 +104,7 @@ def test_groups_that_are_families_are_not_said_to_leak() -> None:
     lines = [replace(line, train_groups=tuple(f"c/family:{i}.mp4" for i in range(8))) for line in _lines()]
     text = markdown(CONFIG, lines)
     assert "A split by family, of which this corpus's groups are made, so that it is another draw, and the split by group: " in text
-    assert "Frame AUC by training families (who is in two of them is not known): 0.8500 with 2" in text
+    assert "Frame AUC by training families (who is in two of them is not known), after as many steps: 0.8500 with 2" in text
     assert "A split by frame, which leaks," in text
 
 
@@ -119,14 +127,15 @@ def test_lines_on_the_same_videos_are_compared_by_the_interval_of_their_differen
 
 
 def test_a_difference_is_not_called_one_where_intervals_overlap() -> None:
-    text = markdown(CONFIG, _lines(family=_report(0.9, 0.95)))
-    assert "A split by family, which leaks, and the split by group: frame AUC 0.9500 and 0.8500, and the intervals do not meet." in text
-    frame = markdown(CONFIG, _lines(**{"by frame": _report(0.9, 0.95)}))
-    assert "A split by frame, which leaks, and the split by group: frame AUC 0.9500 and 0.8500, without intervals to judge by" in frame
+    text = markdown(CONFIG, _lines(whole=_report(0.9, 0.95)))
+    assert "whole frames: frame accuracy 0.8000 and 0.9000, and the intervals do not meet." in text
+    for by in ("family", "frame"):
+        text = markdown(CONFIG, _lines(**{f"by {by}": _report(0.9, 0.95)}))
+        assert f"A split by {by}, which leaks, and the split by group: frame AUC 0.9500 and 0.8500, without intervals to judge by" in text
 
 
 def test_intervals_of_few_groups_claim_nothing() -> None:
-    text = markdown(CONFIG, _lines(family=_report(0.9, 0.95, groups=3)))
+    text = markdown(CONFIG, _lines(whole=_report(0.9, 0.95, groups=3)))
     assert "the intervals do not meet, but with 3 groups they are too narrow to claim a difference by." in text
     assert "of fewer than 20 groups (3 in the least) they are too narrow, a rough guide only" in text
     assert "rough guide" not in markdown(CONFIG, _lines())
@@ -155,7 +164,7 @@ def test_every_line_and_the_baseline_beside_the_reports_numbers() -> None:
     improved = next(line for line in table if line.startswith(f"| {IMPROVED_NAME}"))
     assert "| 0.8000 (0.780-0.820) | 0.9400 | 0.7000 |" in improved
     assert "Always saying fake is right in 70.0% of these frames (the report's: 80.75%)." in text
-    assert "Frame AUC by training groups: 0.8500 with 2, 0.8500 with 4, 0.8500 with all 8." in text
+    assert "Frame AUC by training groups, after as many steps: 0.8500 with 2, 0.8500 with 4, 0.8500 with all 8." in text
 
 
 def test_without_imagenet_it_says_that_it_is_not_comparable() -> None:

@@ -70,6 +70,11 @@ def test_no_score_is_called_certain(score: float, words: str, share: str) -> Non
     assert f"that get this score, {share} are fake" in show.meaning(said)
 
 
+def test_what_limits_a_probability_is_said_beside_it() -> None:
+    said = show.meaning(replace(VIDEO, caveat="It is rough."))
+    assert said == f"{show.meaning(VIDEO)} It is rough."
+
+
 def test_what_is_no_probability_is_not_called_sure() -> None:
     assert show.sureness(replace(VIDEO, score=0.99, raw_score=None)) == "not calibrated"
 

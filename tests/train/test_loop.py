@@ -90,6 +90,19 @@ def _train_until(config: TrainConfig, step: int, monkeypatch: pytest.MonkeyPatch
         train_loop(config, prepare(config))
 
 
+def _train_on(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[list[dict[str, Any]], int]:
+    """Train to the end: the history, and how many optimizer steps that took."""
+    real, done = loop.step, [0]
+
+    def stepping(*args: Any, **options: Any) -> torch.Tensor:
+        done[0] += 1
+        return real(*args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "step", stepping)
+        return train_loop(config, prepare(config)), done[0]
+
+
 def test_learns_what_can_be_learnt(config: TrainConfig, capsys: pytest.CaptureFixture[str]) -> None:
     plan = prepare(config)
     describe(plan, config)
@@ -132,7 +145,9 @@ def test_a_model_that_listens_resumes_exactly(tmp_path: Path, monkeypatch: pytes
     cut = replace(config, out=str(tmp_path / "cut"), checkpoint_minutes=1e-9)
     with pytest.raises(Killed):
         _train_until(cut, 4, monkeypatch)
-    assert [entry["train_loss"] for entry in train_loop(cut, prepare(cut))] == [entry["train_loss"] for entry in expected]
+    history, steps = _train_on(cut, monkeypatch)
+    assert steps == expected[-1]["step"] - 4
+    assert [entry["train_loss"] for entry in history] == [entry["train_loss"] for entry in expected]
     again = checkpoint.load(f"{cut.out}/best").weights
     assert all(torch.equal(saved[name], again[name]) for name in saved)
 
@@ -175,7 +190,8 @@ def test_resumes_exactly(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, t
     newest = kill_at if cut.checkpoint_minutes < 1 else 6
     assert checkpoint.newest(checkpoints(cut)).config["step"] == newest  # type: ignore[union-attr]
     before = checkpoint.newest(checkpoints(cut)).state["seconds"]  # type: ignore[union-attr,index]
-    history = train_loop(cut, prepare(cut))
+    history, steps = _train_on(cut, monkeypatch)
+    assert steps == 12 - newest
     assert history[-1]["seconds"] > before  # what was spent on the epoch before the kill counts
 
     for entry in [*history, *expected]:
@@ -206,7 +222,9 @@ loop.train_loop(config, prepare(config))
 
 
 @pytest.mark.parametrize("minutes", [1e-9, pytest.param(15.0, marks=pytest.mark.slow)])
-def test_a_process_that_is_killed_and_started_again_ends_with_the_same_weights(config: TrainConfig, tmp_path: Path, minutes: float) -> None:
+def test_a_process_that_is_killed_and_started_again_ends_with_the_same_weights(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, minutes: float
+) -> None:
     """By SIGKILL in the third step of the second epoch; with a checkpoint of every step, and with none since the first epoch."""
     config = replace(config, model="meso4", image_size=256, epochs=2, loader_workers=0)
     train_loop(config, prepare(config))
@@ -215,8 +233,9 @@ def test_a_process_that_is_killed_and_started_again_ends_with_the_same_weights(c
         [sys.executable, "-c", _KILLED, json.dumps(asdict(cut))], capture_output=True, text=True, timeout=200, check=False
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
-    assert checkpoint.newest(checkpoints(cut)).config["step"] == (8 if minutes < 1 else 6)  # type: ignore[union-attr]
-    train_loop(cut, prepare(cut))
+    newest = 8 if minutes < 1 else 6
+    assert checkpoint.newest(checkpoints(cut)).config["step"] == newest  # type: ignore[union-attr]
+    assert _train_on(cut, monkeypatch)[1] == 12 - newest
     whole, resumed = (checkpoint.newest(checkpoints(c)).weights for c in (config, cut))  # type: ignore[union-attr]
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
@@ -243,13 +262,14 @@ def test_learns_from_clips(config: TrainConfig, tmp_path: Path, monkeypatch: pyt
         prepare(replace(config, faces=str(write_face_shards(tmp_path / "frames"))))
 
 
-def test_resumes_from_the_one_before_when_the_newest_is_damaged(config: TrainConfig) -> None:
+def test_resumes_from_the_one_before_when_the_newest_is_damaged(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
     first = train_loop(config, prepare(config))
     newest = Path(checkpoint.newest(checkpoints(config)).uri)  # type: ignore[union-attr]
     (newest / "model.safetensors").write_bytes(b"cut off")
-    plan = prepare(config)
-    assert not plan.finished
-    assert train_loop(config, plan)[-1]["video_log_loss"] == first[-1]["video_log_loss"]
+    assert not prepare(config).finished
+    history, steps = _train_on(config, monkeypatch)
+    assert steps == 6  # of the last epoch
+    assert history[-1]["video_log_loss"] == first[-1]["video_log_loss"]
 
 
 def test_a_run_that_goes_on_in_another_precision_says_so(

@@ -128,6 +128,22 @@ def test_a_damaged_shard_that_ray_data_meets_is_named(tmp_path: Path, monkeypatc
         list(_Ingest(dataset, len(dataset.order), actors=1))
 
 
+def test_a_training_that_gets_on_between_losses_may_have_any_number_of_them(tmp_path: Path) -> None:
+    from ray.train.v2._internal.execution.failure_handling import FailureDecision
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    from dfdc_ray.train.run import MAX_FAILURES, _FailurePolicy
+
+    policy, lost = _FailurePolicy(str(tmp_path)), WorkerGroupError("lost", {0: RuntimeError("killed")})
+    for step in range(3):
+        (tmp_path / checkpoint.step_name(step)).mkdir()
+        assert [policy.make_decision(lost) for _ in range(MAX_FAILURES)] == [FailureDecision.RETRY] * MAX_FAILURES
+    assert policy.make_decision(lost) == FailureDecision.RAISE
+    (tmp_path / checkpoint.step_name(3)).mkdir()
+    wrong = WorkerGroupError("wrong", {0: UserError("put it right")})
+    assert policy.make_decision(wrong) == FailureDecision.RAISE
+
+
 def _same_as_undisturbed(config: TrainConfig) -> None:
     """Whether a run that is done ended with the weights of one that no Ray and nobody disturbed."""
     from dfdc_ray.train.loop import train_loop
@@ -159,6 +175,8 @@ def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
     write_face_shards(tmp_path / "faces", families=5)
     config = _config(tmp_path, epochs=3, batch_size=6, checkpoint_minutes=1e-9, ingest_actors=1)
     killed: list[int] = []
+    after: set[str] = set()
+    over = threading.Event()
 
     def kill() -> None:
         while not list((tmp_path / "out" / "checkpoints").glob("step-*3")):
@@ -167,13 +185,23 @@ def test_a_killed_worker_is_replaced(tmp_path: Path) -> None:
         worker = next(p for p in mine if "".join(p.cmdline()).startswith("ray::RayTrainWorker"))
         killed.append(worker.pid)
         worker.kill()
+        _watch(tmp_path / "out" / "checkpoints", after, over)
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
     train(config)
-    thread.join(timeout=1)
+    over.set()
+    thread.join(timeout=5)
     assert killed
+    assert len(after) > 4  # each is there for two steps of some tenths of a second
+    assert min(after) >= checkpoint.step_name(2)  # it did not begin again
     _same_as_undisturbed(config)
+
+
+def _watch(checkpoints: Path, seen: set[str], over: threading.Event) -> None:
+    """Note the names of all checkpoints that come, until it is over."""
+    while not over.wait(0.02):
+        seen.update(path.name for path in checkpoints.glob("step-*"))
 
 
 @pytest.mark.slow
@@ -203,7 +231,15 @@ def test_a_killed_driver_is_started_again(tmp_path: Path) -> None:
     cut = checkpoint.newest(f"{tmp_path}/out/checkpoints")
     assert cut is not None
     assert cut.config["step"] < 24
+    after: set[str] = set()
+    over = threading.Event()
+    thread = threading.Thread(target=_watch, args=(tmp_path / "out" / "checkpoints", after, over), daemon=True)
+    thread.start()
     subprocess.run(command, env=environment, capture_output=True, timeout=300, check=True)
+    over.set()
+    thread.join(timeout=5)
+    assert len(after) > 4
+    assert min(after) >= checkpoint.step_name(2)  # it did not begin again
     _same_as_undisturbed(config)
 
 
