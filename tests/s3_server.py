@@ -27,7 +27,7 @@ from typing import Any
 import boto3
 from botocore.config import Config
 
-from dfdc_ray import s3
+from dfdc_ray import s3, storage
 
 BUCKET = "dfdc-ray-tests"
 REGION = "us-east-1"
@@ -174,6 +174,18 @@ def running() -> Iterator[Server]:
 def forget_connections() -> None:
     """Make dfdc_ray look at the AWS environment again in this process."""
     s3.forget()
+
+
+def assert_no_secret(server: Server, said: str, uri: str, *folders: Path) -> None:
+    """Neither key in what was said, in any object below the uri, or in any file or name below Ray's folders, whose logs must be there."""
+    entries = [entry for entry in storage.list_dir(uri, recursive=True) if not entry.is_dir]
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    assert len(entries) > 30
+    assert any(("worker" in path.name and path.suffix == ".log") or path.suffix in (".out", ".err") for path in files)
+    for key in (server.access_key, server.secret_key):
+        assert key not in said
+        assert [entry.uri for entry in entries if key in entry.uri or key.encode() in storage.read_bytes(entry.uri)] == []
+        assert [path for path in files if key in str(path) or key.encode() in path.read_bytes()] == []
 
 
 def free_port() -> int:

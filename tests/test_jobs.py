@@ -1,4 +1,7 @@
-"""The scripts in jobs/ as Ray jobs on a cluster that was started by hand: they work, and their exit codes come through."""
+"""The scripts in jobs/ as Ray jobs on a cluster that was started by hand: they work, and their exit codes come through.
+
+That of preprocessing at work: chaos/test_hosts.py.
+"""
 
 import contextlib
 import os
@@ -12,8 +15,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
+from chaos.chaos import upload
+from s3_server import assert_no_secret
+
+from dfdc_ray.train import checkpoint
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
 
@@ -29,8 +35,8 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="module")
-def cluster() -> Iterator[dict[str, str]]:
-    """The environment in which `ray job submit` reaches a head node of this test's own."""
+def cluster(s3_server) -> Iterator[tuple[dict[str, str], Path]]:
+    """The environment in which `ray job submit` reaches a head node of this test's own, with its way to S3, and Ray's folder there."""
     temporary = tempfile.mkdtemp(prefix="rj", dir="/tmp")  # short: it holds sockets
     gcs, dashboard = free_port(), free_port()
     environment = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
@@ -44,7 +50,7 @@ def cluster() -> Iterator[dict[str, str]]:
     start = [RAY, "start", "--head", "--block", "--num-cpus=3", "--node-ip-address=127.0.0.1", "--object-store-memory=150000000"]
     head = subprocess.Popen(
         [*start, *ports, f"--temp-dir={temporary}"],
-        env=environment,
+        env=environment | s3_server.variables,
         start_new_session=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
@@ -55,7 +61,7 @@ def cluster() -> Iterator[dict[str, str]]:
         while subprocess.run([RAY, "job", "list"], env=environment, capture_output=True, timeout=60, check=False).returncode:
             assert head.poll() is None, head.stdout.read() if head.stdout else ""
             assert time.monotonic() < deadline, "the head node did not come up"
-        yield environment
+        yield environment, Path(temporary)
     finally:
         os.killpg(head.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -82,22 +88,20 @@ def submit(environment: dict[str, str], *command: str) -> tuple[int, str]:
         time.sleep(1)
 
 
-def test_preprocess_and_train_as_jobs(cluster, small_corpus, tmp_path):
-    faces, run = tmp_path / "faces", tmp_path / "run"
-    code, output = submit(cluster, "jobs/preprocess.py", "--corpus", str(small_corpus), "--out", str(faces), "--frames", "2")
+@pytest.mark.s3
+def test_train_as_a_job_from_a_bucket_into_it(cluster, undisturbed, s3):
+    upload(undisturbed, f"{s3.uri}/faces")
+    environment, folder = cluster
+    options = ["--faces", f"{s3.uri}/faces", "--out", f"{s3.uri}/run", "--weights", "none", "--image-size", "32", "--epochs", "1"]
+    code, output = submit(environment, "jobs/train.py", *options, "--batch-size", "8", "--split", "parts:0/1/2")
     assert code == 0, output
-    ledger = pq.read_table(faces / "ledger.parquet")
-    assert ledger.num_rows == 24
-    assert set(ledger["status"].to_pylist()) == {"ok"}
-
-    options = ["--faces", str(faces), "--out", str(run), "--weights", "none", "--image-size", "32", "--epochs", "1", "--batch-size", "8"]
-    code, output = submit(cluster, "jobs/train.py", *options, "--split", "parts:0/1/2")
-    assert code == 0, output
-    assert (run / "best" / "model.safetensors").is_file()
+    config = checkpoint.load(f"{s3.uri}/run/best").config
+    assert [entry["epoch"] for entry in config["history"]] == [1]
+    assert_no_secret(s3.server, output, s3.uri, folder)
 
 
 def test_a_job_that_fails_says_so_by_its_exit_code(cluster, tmp_path):
-    code, output = submit(cluster, "jobs/preprocess.py", "--corpus", str(tmp_path / "nothing"), "--out", str(tmp_path / "out"))
+    code, output = submit(cluster[0], "jobs/preprocess.py", "--corpus", str(tmp_path / "nothing"), "--out", str(tmp_path / "out"))
     assert code != 0
     assert "nothing" in output
     assert "Traceback" not in output

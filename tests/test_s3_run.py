@@ -1,4 +1,6 @@
-"""The whole way in a bucket: index, preprocess and train from s3:// to s3://, as on a local disk, and nothing says what the keys are."""
+"""From bucket to bucket: index and preprocess from s3:// to s3://, as on a local disk, and nothing says what the keys are. Training:
+test_jobs.py.
+"""
 
 import json
 import re
@@ -14,10 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fault_proxy import FaultProxy
-from s3_server import S3, Server
+from s3_server import S3, assert_no_secret
 
 from dfdc_ray import storage
-from dfdc_ray.train import checkpoint
 
 pytestmark = [pytest.mark.s3, pytest.mark.ray, pytest.mark.timeout(420)]
 
@@ -54,8 +55,8 @@ def shards(out: str) -> dict[str, bytes]:
     return {file["path"]: storage.read_bytes(storage.join(out, file["path"])) for file in manifest["files"]}
 
 
-def test_from_zips_in_a_bucket_to_a_checkpoint_in_it(s3: S3, small_corpus: Path, undisturbed: Path, ray_folder: Path) -> None:
-    corpus, faces, model = (storage.join(s3.uri, name) for name in ("drawn", "faces", "model"))
+def test_from_zips_in_a_bucket_to_shards_in_it(s3: S3, small_corpus: Path, undisturbed: Path, ray_folder: Path) -> None:
+    corpus, faces = storage.join(s3.uri, "drawn"), storage.join(s3.uri, "faces")
     upload(small_corpus, corpus)
     with FaultProxy(s3.endpoint, rate=0, seed=0) as proxy:
         environment = s3.server.environment(AWS_ENDPOINT_URL=proxy.endpoint, RAY_TMPDIR=str(ray_folder))
@@ -85,26 +86,7 @@ def test_from_zips_in_a_bucket_to_a_checkpoint_in_it(s3: S3, small_corpus: Path,
     assert int(line[1]) <= len(index) + directories
     assert sum(video["bytes"] for video in per_video) <= size + 4096 * len(index) + directories * storage.S3_TAIL
 
-    # Training from it and into it.
-    options = ["--split", "hash:0:50/50/0", "--weights", "none", "--epochs", "1", "--batch-size", "16", "--image-size", "32"]
-    environment = s3.server.environment(RAY_TMPDIR=str(ray_folder), RAY_TRAIN_HEALTH_CHECK_INTERVAL_S="0.2")
-    trained = dfdc_ray("train", "--faces", faces, "--out", model, *options, environment=environment)
-    config = checkpoint.load(storage.join(model, "best")).config
-    assert [entry["epoch"] for entry in config["history"]] == [1]
-
-    _assert_no_secret(s3.server, said + trained, s3.uri, ray_folder)
-
-
-def _assert_no_secret(server: Server, said: str, uri: str, *folders: Path) -> None:
-    """Neither key in what was said, in any object, or in any file or name below the folders."""
-    entries = [entry for entry in storage.list_dir(uri, recursive=True) if not entry.is_dir]
-    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
-    assert len(entries) > 30
-    assert any(("worker" in path.name and path.suffix == ".log") or path.suffix in (".out", ".err") for path in files)
-    for key in (server.access_key, server.secret_key):
-        assert key not in said
-        assert [entry.uri for entry in entries if key in entry.uri or key.encode() in storage.read_bytes(entry.uri)] == []
-        assert [path for path in files if key in str(path) or key.encode() in path.read_bytes()] == []
+    assert_no_secret(s3.server, said, s3.uri, ray_folder)
 
 
 @pytest.mark.parametrize("trouble", ["key id", "secret", "bucket", "session", "none"])

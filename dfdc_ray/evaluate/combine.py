@@ -2,10 +2,10 @@
 
     dfdc-ray combine --checkpoint out/a/best --checkpoint out/b/best --out out/both [--by logistic --faces out/faces]
 
-mean: the mean of their logits. logistic: weights and a bias fitted on the validation videos, each of which counts once with the logit of
-each checkpoint's score of it (aggregate.py's rule mean_logit, by which the combination is then judged too): they minimise the mean log
-loss plus half of PENALTY times the squared distance of the weights from those of the mean, so that few videos, or checkpoints that are
-much alike, leave it near the mean.
+mean: the mean of their logits. logistic: weights and a bias fitted on the validation videos, each of which counts once, with the mean of
+each checkpoint's logits of one track (aggregate.py's rule mean_logit, by which the combination is then judged too): of several that which
+decides by the mean of the checkpoints. They minimise the videos' log losses, added up, plus half of PENALTY times the squared distance of
+the weights from those of the mean (a normal prior around it), so that few videos, or checkpoints that are much alike, leave them near it.
 """
 
 import json
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
+from scipy.special import expit
 from torch.nn import functional
 
 from dfdc_ray import storage
@@ -28,7 +29,7 @@ from dfdc_ray.evaluate.videos import fitting_videos
 from dfdc_ray.shards.manifest import read_manifest
 from dfdc_ray.train.memory import keep_freed_memory
 
-PENALTY = 0.01
+PENALTY = 1.0
 RULE = "mean_logit"
 _BATCH = 64
 
@@ -85,7 +86,7 @@ def _check_out(config: CombineConfig) -> None:
 
 
 def fit(logits: np.ndarray, labels: np.ndarray) -> tuple[list[float], float]:
-    """Weights and bias by the rule above, for logits [M,V] and labels (0 real, 1 fake) [V]. UserError with one class only."""
+    """Weights and bias by the rule above, for float64 logits [M,V] and labels (0 real, 1 fake) [V]. UserError with one class only."""
     if len(np.unique(labels)) < 2:
         raise UserError("Validation has videos of one class only: a combination cannot be fitted by it.")
     x, y = torch.from_numpy(logits), torch.from_numpy(labels).double()
@@ -97,7 +98,7 @@ def fit(logits: np.ndarray, labels: np.ndarray) -> tuple[list[float], float]:
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
         penalty = PENALTY / 2 * ((weights - middle) ** 2).sum()
-        loss = functional.binary_cross_entropy_with_logits(weights @ x + bias, y) + penalty
+        loss = functional.binary_cross_entropy_with_logits(weights @ x + bias, y) + penalty / len(y)
         loss.backward()
         return loss
 
@@ -110,10 +111,16 @@ def _validation(checkpoints: Sequence[Members], together: Members, uri: str) -> 
     manifest = read_manifest(uri)
     videos = fitting_videos(uri, together.config, uri="one of the checkpoints")
     faces = faces_of(manifest, videos, clips=together.clips, sound=together.sound, cache=None)
-    found = [faces.aggregate(score_rows(Scorer(each), faces.rows, batch_size=_BATCH), RULE) for each in checkpoints]
-    scored = [row for row in videos.labelled if row["video_id"] in found[0]]
-    scores = np.array([[by_video[row["video_id"]].score for row in scored] for by_video in found])
-    return calibration.logits(scores), np.array([row["label"] == "FAKE" for row in scored], dtype=np.int64)
+    logits = calibration.logits(np.stack([score_rows(Scorer(each), faces.rows, batch_size=_BATCH) for each in checkpoints]))
+    found = faces.aggregate(expit(logits.mean(0)), RULE)
+    deciding: dict[str, np.ndarray] = {}
+    for (video, track), rows in faces.tracks().items():
+        of_track = logits[:, rows].mean(1)
+        if track in found[video].tracks and (video not in deciding or of_track.mean() > deciding[video].mean()):
+            deciding[video] = of_track
+    scored = [row for row in videos.labelled if row["video_id"] in deciding]
+    labels = np.array([row["label"] == "FAKE" for row in scored], dtype=np.int64)
+    return np.stack([deciding[row["video_id"]] for row in scored], axis=1), labels
 
 
 def _log_loss(logits: np.ndarray, labels: np.ndarray) -> float:

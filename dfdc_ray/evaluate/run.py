@@ -50,8 +50,19 @@ class Faces:
 
     def aggregate(self, scores: np.ndarray, rule: str) -> dict[str, Aggregate]:
         """By video_id, from a score for each face; absent for videos without one."""
-        tracks = pc.fill_null(self.rows.table["track_id"], 0).to_numpy()  # null for whole frames: one track
-        return aggregate(self.video_ids, tracks, self.rows.column("frame"), scores, self.sampled, rule=rule)
+        return aggregate(self.video_ids, self._track_ids, self.rows.column("frame"), scores, self.sampled, rule=rule)
+
+    def tracks(self) -> dict[tuple[str, int], np.ndarray]:
+        """Positions of the rows, int64, by video_id and track."""
+        ids, tracks = self.video_ids, self._track_ids
+        order = np.lexsort((tracks, ids))
+        starts = 1 + np.flatnonzero((ids[order][1:] != ids[order][:-1]) | (tracks[order][1:] != tracks[order][:-1]))
+        return {(str(ids[rows[0]]), int(tracks[rows[0]])): rows for rows in np.split(order, starts)} if len(order) else {}
+
+    @property
+    def _track_ids(self) -> np.ndarray:
+        found: np.ndarray = pc.fill_null(self.rows.table["track_id"], 0).to_numpy()  # null for whole frames: one track
+        return found
 
     @property
     def video_ids(self) -> np.ndarray:

@@ -28,13 +28,14 @@ _HEAD = (
     "accuracy",
     "recall of reals",
     "recall of fakes",
+    "scored",
     "first weights",
     "parameters",
     "GMACs a video",
     "pictures/s in training",
     "minutes",
 )
-_ON_CONSOLE = (0, 1, 3, 9, 11)
+_ON_CONSOLE = (0, 1, 3, 10, 12)
 _FRAMES, _WISH = "framediff_frames", ("framediff_only", "framediff_early", "framediff_late", "chroma")
 _BASELINES = {"always_fake": "always fake", "constant_prior": "constant prior"}
 
@@ -130,10 +131,11 @@ def _sections(config: ModelsConfig, lines: Sequence[Line], failed: Mapping[str, 
             f"{report['video']['groups']} groups; {protocol['split_rule']}), by which nothing was chosen: each checkpoint is that with the "
             f"{protocol['checkpoint_rule']}, a logistic combination is fitted on validation. Videos without a score count at the training "
             f"prior. Faces: {faces}, real videos up to {config.real_multiplier} times that in training, as far as they are long enough; "
-            f"classes balanced by drawing ({config.balance}); {config.image_size} pixels (MesoNet 256). The budget of each: "
-            f"{config.epochs} epochs over the same pictures, batch {config.batch_size} (a clip counts as its frames, and two are the "
-            f"least), learning rate {config.learning_rate:g}, seed {config.seed}; nothing was tuned for any of them, and scores are not "
-            f"calibrated. Data hash {protocol['data_hash'][:12]}. Intervals: {note}; over families, where groups are made of those, as if "
+            f"classes balanced by drawing ({config.balance}; self-blending then makes fakes of half of the reals); {config.image_size} "
+            f"pixels (MesoNet 256). The budget of each: {config.epochs} epochs over the same pictures, batch {config.batch_size} (a clip "
+            f"counts as its frames, and two are the least), learning rate {config.learning_rate:g}, seed {config.seed}; nothing was tuned "
+            f"for any of them, and scores are not calibrated. Data hash {protocol['data_hash'][:12]}. Intervals: {note}; over families, "
+            "where groups are made of those, as if "
             "no person were in two of them."
         )
         cost = f"Pictures a second and minutes are on {_machine(config)}; GMACs (multiply-adds in billions) are for a video with one face."
@@ -173,7 +175,7 @@ def plot(lines: Sequence[Line]) -> bytes:
 def _rows(lines: Sequence[Line], config: ModelsConfig) -> list[list[str]]:
     rows = [_row(line, config) for line in lines]
     baselines = lines[0].report["video"]["baselines"] if lines else {}
-    rows += [[words, *_metrics(baselines[name], None), *["-"] * 5] for name, words in _BASELINES.items() if name in baselines]
+    rows += [[words, *_metrics(baselines[name], None), *["-"] * 6] for name, words in _BASELINES.items() if name in baselines]
     return rows
 
 
@@ -240,6 +242,7 @@ def _row(line: Line, config: ModelsConfig) -> list[str]:
     return [
         line.task.name,
         *_metrics(line.report["video"]["metrics"], line),
+        f"{line.report['protocol']['videos_scored']} of {line.report['video']['metrics']['n']}",
         weights,
         f"{line.parameters:,}",
         f"{line.macs / 1e9:.3g}",

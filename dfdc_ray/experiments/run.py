@@ -27,7 +27,7 @@ from dfdc_ray import storage
 from dfdc_ray.cluster.run import connect, cores, joined, require
 from dfdc_ray.config import CombineConfig, EvaluateConfig, PreprocessConfig, TrainConfig
 from dfdc_ray.console import Work, console
-from dfdc_ray.corpus.splits import assign
+from dfdc_ray.corpus.splits import assign, describe
 from dfdc_ray.errors import UserError
 from dfdc_ray.evaluate.combine import combine
 from dfdc_ray.evaluate.run import evaluate, write_report
@@ -54,7 +54,7 @@ from dfdc_ray.preprocess.run import preprocess
 from dfdc_ray.shards.manifest import read_ledger, read_manifest
 from dfdc_ray.train import memory
 from dfdc_ray.train.loop import train_loop
-from dfdc_ray.train.plan import prepare
+from dfdc_ray.train.plan import check_options, prepare
 from dfdc_ray.train.run import MAX_FAILURES, train
 
 
@@ -62,14 +62,13 @@ def report(config: ExperimentsConfig) -> None:
     """The `experiments report` command. A line that cannot be had is said and loses no other; then UserError at the end, after the table is
     written. UserError at once for the improved one, with which the others are compared.
     """
-    if config.workers < 1:
-        raise UserError(f"--workers {config.workers}: at least 1.")
-    if config.batch_size % config.workers:
-        raise UserError(f"--batch-size {config.batch_size} cannot be divided among {config.workers} workers.")
     _check_source(config)
+    describe(config.split)
     if config.faces is not None and (config.frames, config.frame_size) != (ExperimentsConfig.frames, ExperimentsConfig.frame_size):
         raise UserError("--frames and --frame-size are for --corpus: those of --faces are as they were made.")
     load_weights(create_model(TrainConfig.model), config.weights)  # refused here, not after hours of preprocessing
+    todo = cells(config)
+    check_options(_training(config, next(cell for cell in todo if cell.improved), "", config.split, ""))
     lines: list[Line] = []
     left_out: dict[str, str] = {}
     made: set[str] = set()
@@ -83,7 +82,6 @@ def report(config: ExperimentsConfig) -> None:
             left_out[cell.name] = str(error)
             console.print(f"[yellow]Left out: {escape(left_out[cell.name])}[/]", soft_wrap=True)
 
-    todo = cells(config)
     for number, cell in enumerate(todo, 1):
         console.rule(f"{number} of {len(todo)} and the learning curve: {cell.name}")
         add(cell)
@@ -120,30 +118,32 @@ def _line(config: ExperimentsConfig, cell: Cell, made: set[str]) -> Line:
     uri = storage.join(judged, "report.json")  # the last file of an evaluation
     if not storage.exists(uri):
         out = storage.join(folder, "train")
-        train(
-            TrainConfig(
-                faces=faces,
-                out=out,
-                split=split,
-                weights=config.weights,
-                objective=cell.objective,
-                balance=cell.balance,
-                groups=cell.groups,
-                epochs=cell.epochs,
-                batch_size=cell.batch_size,
-                learning_rate=cell.learning_rate,
-                image_size=cell.image_size,
-                seed=config.seed,
-                workers=1 if cell.batch_size == REPORTS_BATCH else config.workers,  # a batch of 1 is for one
-                gpu=config.gpu,
-                cpus_per_worker=config.cpus_per_worker,
-            )
-        )
+        train(_training(config, cell, faces, split, out))
         evaluate(EvaluateConfig(faces=faces, checkpoint=(storage.join(out, "best"),), out=judged, robustness=config.robustness))
     trained: dict[str, Any] = json.loads(storage.read_bytes(storage.join(folder, "train", "best", "config.json")))
     own, videos = _own(faces, split, trained["train_groups"])
     trained_in = f"{trained['device']}, {trained['precision']}"
     return Line(cell, uri, json.loads(storage.read_bytes(uri)), own, videos, trained_in)
+
+
+def _training(config: ExperimentsConfig, cell: Cell, faces: str, split: str, out: str) -> TrainConfig:
+    return TrainConfig(
+        faces=faces,
+        out=out,
+        split=split,
+        weights=config.weights,
+        objective=cell.objective,
+        balance=cell.balance,
+        groups=cell.groups,
+        epochs=cell.epochs,
+        batch_size=cell.batch_size,
+        learning_rate=cell.learning_rate,
+        image_size=cell.image_size,
+        seed=config.seed,
+        workers=1 if cell.batch_size == REPORTS_BATCH else config.workers,  # a batch of 1 is for one
+        gpu=config.gpu,
+        cpus_per_worker=config.cpus_per_worker,
+    )
 
 
 def _own(faces: str, split: str, groups: Sequence[str]) -> tuple[tuple[str, ...], int]:
@@ -185,10 +185,12 @@ def _hash_of(faces: str) -> str:
 def models(config: ModelsConfig) -> None:
     """The `experiments models` command. UserError at the end when a line failed; the table of the others is written before."""
     _check_source(config)
+    describe(config.split)
     config = replace(config, out=storage.absolute(config.out), faces=config.faces and storage.absolute(config.faces))
     if config.faces is not None:
         config = with_given_faces(config)
     detectors = chosen(config)
+    _check_some(trainings(config, detectors, faces_hash=""))
     faces = faces_of(config)
     if config.faces is None:
         _check_weights(config, detectors)
@@ -220,6 +222,21 @@ def models(config: ModelsConfig) -> None:
         raise UserError("No line could be had: " + "; ".join(f"{name}: {why}" for name, why in (left_out | failed).items()))
     if failed:
         raise UserError(f"{len(failed)} of {len(tasks) + len(combined)} lines could not be had: {', '.join(failed)}. models.md says why.")
+
+
+def _check_some(tasks: Sequence[Task]) -> None:
+    """UserError for options by which no line can be trained, before hours of preprocessing rather than after."""
+    refused = None
+    for task in tasks:
+        assert isinstance(task.make, TrainConfig)
+        try:
+            check_options(task.make)
+        except UserError as error:
+            refused = refused or error
+        else:
+            return
+    if refused:
+        raise refused
 
 
 def _check_weights(config: ModelsConfig, detectors: Sequence[Detector]) -> None:

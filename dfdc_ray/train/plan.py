@@ -85,7 +85,7 @@ class Plan:
 
 def prepare(config: TrainConfig) -> Plan:
     """Work out the run. UserError when the options, the faces, the split, the weights or an earlier run in OUT do not allow it."""
-    _check_options(config)
+    check_options(config)
     manifest = read_manifest(config.faces)
     more = ("landmarks", "crop") if config.self_blend else ()
     rows = samples_of(manifest, clips=takes_clips(config.model), sound=takes_sound(config.model), more=more)
@@ -195,7 +195,8 @@ def _some_groups(rows: RowTable, config: TrainConfig) -> RowTable:
     return rows.take(pc.is_in(ids, value_set=pa.array(chosen.tolist())).to_numpy(zero_copy_only=False))
 
 
-def _check_options(config: TrainConfig) -> None:
+def check_options(config: TrainConfig) -> None:
+    """UserError for options that can be refused before anything is known of the faces."""
     for name, least in {"epochs": 1, "batch_size": 1, "workers": 1, "cpus_per_worker": 1, "seed": 0, "weight_decay": 0}.items():
         if not getattr(config, name) >= least:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: at least {least}.")
@@ -207,7 +208,7 @@ def _check_options(config: TrainConfig) -> None:
     _check_samples(config)
     if config.batch_size % config.workers:
         raise UserError(f"--batch-size {config.batch_size} (over all workers) does not divide by --workers {config.workers}.")
-    if config.batch_size == config.workers and config.image_size <= ONE_PLACE and not takes_clips(config.model):
+    if config.batch_size == config.workers and config.image_size <= ONE_PLACE:
         raise UserError(
             f"--batch-size of 1 a worker and --image-size {config.image_size}: the last layers would have one value a channel, and batch "
             f"normalisation nothing to compare. Give an --image-size above {ONE_PLACE} or a larger --batch-size."

@@ -152,7 +152,7 @@ def test_the_fit_is_the_best_by_its_rule() -> None:
 
     def objective(weights: np.ndarray, bias: float) -> float:
         z = weights @ logits + bias
-        return float(np.mean(np.logaddexp(0, z) - labels * z) + PENALTY / 2 * ((weights - 0.5) ** 2).sum())
+        return float(np.sum(np.logaddexp(0, z) - labels * z) + PENALTY / 2 * ((weights - 0.5) ** 2).sum())
 
     weights, bias = fit(logits, labels)
     best = objective(np.array(weights), bias)
@@ -161,6 +161,14 @@ def test_the_fit_is_the_best_by_its_rule() -> None:
             assert objective(np.array(weights) + sign * change[:2], bias + sign * change[2]) > best
     assert weights[0] > 1.5
     assert abs(weights[1]) < 0.3
+
+
+def test_few_videos_leave_the_weights_near_the_mean() -> None:
+    logits, labels = np.array([[2.0, 1.0, -1.0, -2.0], [0.5, -0.5, 0.5, -0.5]]), np.array([1, 1, 0, 0])
+    few, more, many = (fit(np.tile(logits, times), np.tile(labels, times))[0] for times in (1, 10, 1000))
+    assert 0.5 < few[0] < 1.5
+    assert few[0] < more[0] < many[0]
+    assert many[0] > 3
 
 
 def test_what_is_left_out_of_the_command_is_asked_for(two: tuple[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

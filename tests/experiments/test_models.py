@@ -155,7 +155,11 @@ def test_an_addition_is_held_against_what_it_was_added_to() -> None:
             for label in ("REAL", "FAKE")
         ]
         level = _level(0.5 + shift) | {"intervals": {"auc": None}, "by_family": {"auc": {"low": 0.4, "high": 0.9}}}
-        report = {"video": level, "protocol": dict.fromkeys(("split_rule", "checkpoint_rule", "data_hash"), "x"), "warnings": []}
+        report = {
+            "video": level,
+            "protocol": dict.fromkeys(("split_rule", "checkpoint_rule", "data_hash"), "x") | {"videos_scored": 10},
+            "warnings": [],
+        }
         trained = {
             "history": [{"images_per_s": 2.0, "seconds": 90.0}],
             "train_config": {"weights": "none", "model": task.detectors[0].model},
@@ -175,7 +179,7 @@ def _level(auc: float | None) -> dict[str, Any]:
 
 
 def test_the_table_and_the_plot() -> None:
-    protocol = {"split_rule": "hash:0", "checkpoint_rule": "lowest loss", "data_hash": "0" * 64}
+    protocol = {"split_rule": "hash:0", "checkpoint_rule": "lowest loss", "data_hash": "0" * 64, "videos_scored": 9}
     lines = []
     for task, auc in zip(_tasks(replace(CONFIG, detectors=("resnet34", "r3d_18"))), (0.75, None), strict=True):
         trained = {
@@ -193,6 +197,7 @@ def test_the_table_and_the_plot() -> None:
     assert resnet.endswith("| none | 1,000 | 2 | 3.0 | 3.0 |")
     assert r3d.endswith("| 24.0 | 3.0 |")  # 3 clips of 8 pictures
     assert "| r3d_18 | - |" in text
+    assert "| 9 of 10 |" in resnet  # a video without a score counts at the prior
     assert "| always fake | 0.750 |" in text
     assert "| meso4 | it did not fit |" in text
     assert "| detector | sound (2) | swap (1) |" in text

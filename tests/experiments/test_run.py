@@ -24,7 +24,7 @@ from dfdc_ray.demo.corpus import demo_split, write_corpus
 from dfdc_ray.errors import UserError
 from dfdc_ray.experiments import run
 from dfdc_ray.experiments.cells import IMPROVED_NAME, Cell, cells
-from dfdc_ray.experiments.config import ExperimentsConfig
+from dfdc_ray.experiments.config import ExperimentsConfig, ModelsConfig
 from dfdc_ray.experiments.table import Line
 from dfdc_ray.preprocess.run import preprocess
 from dfdc_ray.shards.manifest import read_ledger, read_manifest
@@ -202,7 +202,7 @@ def test_only_a_batch_of_one_is_for_one_worker(batch: int, workers: int, tmp_pat
     with pytest.raises(UserError, match="enough"):
         run._line(config, cell, set())
     assert [config.workers for config in given] == [workers]
-    with pytest.raises(UserError, match="--batch-size 32 cannot be divided among 5 workers"):
+    with pytest.raises(UserError, match="does not divide by --workers 5"):
         run.report(replace(config, workers=5))
 
 
@@ -241,13 +241,28 @@ def test_without_the_line_that_others_are_compared_with_there_is_no_table(tmp_pa
         run.report(ExperimentsConfig(corpus=("videos",), out=str(tmp_path), weights="none"))
 
 
-@pytest.mark.parametrize(("options", "message"), [({"weights": "absent.safetensors"}, "no such file"), ({"workers": 0}, "at least 1")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"weights": "absent.safetensors"}, "no such file"), ({"workers": 0}, "at least 1"), ({"split": "parts:0/1"}, "three lists")],
+)
 def test_what_cannot_be_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
 ) -> None:
     monkeypatch.setattr(run, "preprocess", lambda config: pytest.fail("preprocessing began"))
     with pytest.raises(UserError, match=message):
         run.report(ExperimentsConfig(corpus=("videos",), out=str(tmp_path), **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"epochs": 0}, "--epochs 0"), ({"cpus_per_worker": 0}, "--cpus-per-worker 0"), ({"split": "hash:x"}, "split rule")],
+)
+def test_what_no_detector_can_do_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
+) -> None:
+    monkeypatch.setattr(run, "preprocess", lambda config: pytest.fail("preprocessing began"))
+    with pytest.raises(UserError, match=message):
+        run.models(ModelsConfig(corpus=("videos",), out=str(tmp_path), weights="none", **options))
 
 
 def test_groups_of_the_first_weights_are_no_part_of_the_curve(tmp_path: Path) -> None:

@@ -34,16 +34,30 @@ def rows(out: Path) -> pa.Table:
 
 @pytest.fixture(scope="module")
 def finished(small_corpus, tmp_path_factory) -> Path:
-    """An output of the command. Do not change it."""
+    """An output of the command, killed half way and given again. Do not change it."""
     out = tmp_path_factory.mktemp("finished")
-    run(*preprocess_command(small_corpus, out))
+    receipts = out / "receipts"
+    with subprocess.Popen(
+        preprocess_command(small_corpus, out, "--workers", "1"), env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL
+    ) as driver:
+        while not (receipts.is_dir() and len(list(receipts.glob("*.json"))) >= 2):
+            assert driver.poll() is None, "it ended before it could be killed"
+            time.sleep(0.02)
+        os.killpg(driver.pid, signal.SIGKILL)
+    first = len(list(receipts.glob("*.json")))
+    assert not (out / "manifest.json").exists()
+    output = run(*preprocess_command(small_corpus, out))
+    assert " 0 done before" not in output
+    assert " 0 to do" not in output
+    assert first < len(list(receipts.glob("*.json")))
     return out
 
 
-def test_the_same_as_without_ray(finished, undisturbed):
+def test_killed_half_way_and_run_again_it_is_what_it_is_without_ray(finished, undisturbed):
     assert rows(finished).equals(rows(undisturbed))
     assert pq.read_table(finished / "ledger.parquet").equals(pq.read_table(undisturbed / "ledger.parquet"))
-    assert {p.name for p in (finished / "faces").iterdir()} == {p.name for p in (undisturbed / "faces").iterdir()}
+    names = [{p.name for p in (out / "faces").iterdir()} for out in (finished, undisturbed)]
+    assert names[0] >= names[1]  # the same bytes under the same names; a killed run may leave a file that no receipt names
 
 
 def test_every_video_is_in_the_ledger(finished):
@@ -66,24 +80,3 @@ def test_another_configuration_is_refused_without_a_traceback(small_corpus, fini
     output = run(*preprocess_command(small_corpus, finished, "--margin", "0.5"), expect=1)
     assert "margin" in output
     assert "Traceback" not in output
-
-
-def test_killed_half_way_and_run_again_gives_the_same(small_corpus, finished, tmp_path):
-    receipts = tmp_path / "receipts"
-    with subprocess.Popen(
-        preprocess_command(small_corpus, tmp_path, "--workers", "1"), env=ENVIRONMENT, start_new_session=True, stdout=subprocess.DEVNULL
-    ) as driver:
-        while not (receipts.is_dir() and len(list(receipts.glob("*.json"))) >= 2):
-            assert driver.poll() is None, "it ended before it could be killed"
-            time.sleep(0.02)
-        os.killpg(driver.pid, signal.SIGKILL)
-    first = len(list(receipts.glob("*.json")))
-    assert not (tmp_path / "manifest.json").exists()
-    output = run(*preprocess_command(small_corpus, tmp_path))
-    assert " 0 done before" not in output
-    assert " 0 to do" not in output
-    assert first < len(list(receipts.glob("*.json")))
-    assert rows(tmp_path).equals(rows(finished))
-    assert pq.read_table(tmp_path / "ledger.parquet").equals(pq.read_table(finished / "ledger.parquet"))
-    names = [{p.name for p in (out / "faces").iterdir()} for out in (tmp_path, finished)]
-    assert names[0] >= names[1]  # the same bytes under the same names; a killed run may leave a file that no receipt names

@@ -11,11 +11,13 @@ import numpy as np
 import pytest
 import torch
 from moving_face import FACE, FACE_SECONDS, HEIGHT, RATE, WIDTH, portrait_at
+from scipy.special import expit, logit
 from seen import Seen
 
 from dfdc_ray.cli import main
 from dfdc_ray.config import PreprocessConfig
 from dfdc_ray.errors import StorageError, UserError
+from dfdc_ray.evaluate.members import combined, load_members, save
 from dfdc_ray.evaluate.scorer import load_scorer
 from dfdc_ray.faces.crop import cut, encode
 from dfdc_ray.models import create_model
@@ -104,6 +106,34 @@ def test_clips_are_scored_as_such(folder: Path, tmp_path: Path) -> None:
     scorer, detector, settings = load_predictor(str(tmp_path / "best"), frames=4)
     with pytest.raises((UserError, StorageError), match="file"):
         maps.write(scorer, score_video(str(folder / "face.mp4"), scorer, detector, settings), str(tmp_path / "file"))
+
+
+def test_several_checkpoints_and_a_combination_score_a_video_by_the_sum_of_their_logits(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that looks at frames, and one at clips."""
+    torch.manual_seed(0)
+    known = {"train_groups": [], "validation_groups": [], "prior": 0.5, "data_hash": "0" * 64, "selection": "x", "epoch": 1, "versions": {}}
+    clips = settings_of(PreprocessConfig(corpus=("unused",), out="unused", sampling="clips", frames=4, clips=8))
+    two = {name: str(tmp_path / name) for name in ("resnet34", "chroma")}
+    for name, uri in two.items():
+        config = known | {"model": name, "transform": transforms.recipe(64, name), "faces_config": asdict(clips), "split": "hash:0"}
+        checkpoint.save(uri, weights=create_model(name).state_dict(), config=config, state=None)
+    fitted = combined([load_members(uri) for uri in two.values()], [2.0, -0.5], 0.25, how="logistic combination")
+    save(str(tmp_path / "both"), fitted)
+
+    video = folder / "face.mp4"
+    for given, (frames, time, bias) in ((two.values(), (0.5, 0.5, 0.0)), ([str(tmp_path / "both")], (2.0, -0.5, 0.25))):
+        code, out, _ = _run(capsys, video, "--json", "--frames", 12, *(word for uri in given for word in ("--checkpoint", uri)))
+        assert code == 0
+        (found,) = json.loads(out)["videos"]
+        assert (found["status"], found["unit"], found["frames_sampled"]) == ("ok", "clips", 3)
+        pictures = score_video(str(video), *load_predictor(*given, frames=12)).pictures
+        of_frames = [logit(load_scorer(two["resnet34"]).score([[picture] for picture in clip])).mean() for clip in pictures]
+        of_time = logit(load_scorer(two["chroma"]).score(pictures))
+        expected = expit(frames * np.array(of_frames) + time * of_time + bias)
+        assert [face["score"] for face in found["tracks"][0]["faces"]] == pytest.approx(expected, abs=1e-4)
+        assert found["score"] == pytest.approx(expected.mean(), abs=1e-4)
 
 
 def test_a_model_that_listens_says_that_there_is_no_sound(folder: Path, tmp_path: Path) -> None:
