@@ -66,9 +66,9 @@ def report(config: ExperimentsConfig) -> None:
     describe(config.split)
     if config.faces is not None and (config.frames, config.frame_size) != (ExperimentsConfig.frames, ExperimentsConfig.frame_size):
         raise UserError("--frames and --frame-size are for --corpus: those of --faces are as they were made.")
-    load_weights(create_model(TrainConfig.model), config.weights)  # refused here, not after hours of preprocessing
     todo = cells(config)
     check_options(_training(config, next(cell for cell in todo if cell.improved), "", config.split, ""))
+    load_weights(create_model(TrainConfig.model), config.weights)  # refused here, not after hours of preprocessing
     lines: list[Line] = []
     left_out: dict[str, str] = {}
     made: set[str] = set()

@@ -35,10 +35,10 @@ def test_memory_gives_the_very_batches_of_the_shards(faces: str, tmp_path: Path,
 
 
 def test_it_writes_what_it_measured(faces: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bench.train(BenchTrainConfig(faces=faces, out=str(tmp_path), image_size=32, batch_size=8, steps=2, repeats=2))
+    bench.train(BenchTrainConfig(faces=faces, out=str(tmp_path), image_size=32, batch_size=8, steps=2, repeats=1))
     found = json.loads((tmp_path / "bench_train.json").read_text())
     assert [row["way"] for row in found["rows"]] == ["train", "memory", "model", "input"]
-    assert all(len(row["images_per_s"]) == 2 and min(row["images_per_s"]) > 0 for row in found["rows"])
+    assert all(len(row["images_per_s"]) == 1 and min(row["images_per_s"]) > 0 for row in found["rows"])
     assert "| memory |" in (tmp_path / "bench_train.md").read_text()
     assert "cores beside those of the model" in capsys.readouterr().out
 

@@ -255,7 +255,7 @@ def test_what_cannot_be_is_refused_before_any_work(
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"epochs": 0}, "--epochs 0"), ({"cpus_per_worker": 0}, "--cpus-per-worker 0"), ({"split": "hash:x"}, "split rule")],
+    [({"epochs": 0}, "--epochs 0"), ({"cpus_per_worker": 0}, "--cpus-per-worker 0"), ({"split": "halves"}, "split rule")],
 )
 def test_what_no_detector_can_do_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
