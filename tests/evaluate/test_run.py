@@ -22,7 +22,7 @@ from dfdc_ray.config import CalibrateConfig, CombineConfig, EvaluateConfig, Prep
 from dfdc_ray.corpus.index import INDEX
 from dfdc_ray.corpus.splits import assign
 from dfdc_ray.errors import UserError
-from dfdc_ray.evaluate import calibration, run
+from dfdc_ray.evaluate import calibration, files, run, tables
 from dfdc_ray.evaluate.aggregate import RULES
 from dfdc_ray.evaluate.combine import combine
 from dfdc_ray.evaluate.run import calibrate, evaluate
@@ -115,6 +115,12 @@ def best(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     checkpoint.save(str(folder), weights=create_model("resnet34").state_dict(), config=config, state=None)
     return folder
+
+
+@pytest.fixture(autouse=True)
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the curves, which take longer to draw than these few faces to judge; test_report.py draws them."""
+    monkeypatch.setattr(files, "_pictures", lambda report: dict.fromkeys(tables.PICTURES, b"\x89PNG"))
 
 
 def _evaluate(faces: Path, best: Path, out: Path, **options: Any) -> dict[str, Any]:

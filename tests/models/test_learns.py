@@ -54,7 +54,7 @@ class Way:
 
 
 WAYS = {
-    "efficientnet_lite0": Way(epochs=2, weights="imagenet", batch=16, slow=False),
+    "efficientnet_lite0": Way(epochs=2, weights="imagenet", batch=16),
     "meso4": Way(epochs=8, objective="l2", batch=16),
     "mesoinception4": Way(epochs=8, objective="l2", batch=16),
     "framediff_only": Way(epochs=6),
