@@ -1,6 +1,6 @@
 """The scripts in jobs/ as Ray jobs on a cluster that was started by hand: they work, and their exit codes come through.
 
-That of preprocessing at work: chaos/test_hosts.py.
+That of preprocessing at work: chaos/test_hosts.py, which needs root.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from s3_server import assert_no_secret
 
 from dfdc_ray.train import checkpoint
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.ray, pytest.mark.s3, pytest.mark.timeout(400)]
 
 ROOT = Path(__file__).resolve().parents[1]
 RAY = str(Path(sys.executable).with_name("ray"))
@@ -88,7 +88,6 @@ def submit(environment: dict[str, str], *command: str) -> tuple[int, str]:
         time.sleep(1)
 
 
-@pytest.mark.s3
 def test_train_as_a_job_from_a_bucket_into_it(cluster, undisturbed, s3):
     upload(undisturbed, f"{s3.uri}/faces")
     environment, folder = cluster

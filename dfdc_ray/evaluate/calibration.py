@@ -32,7 +32,8 @@ BINS = 15  # of the calibration error, of equal width: Guo et al. 2017, https://
 class Calibration:
     """What was fitted, on how many videos of which data; `weights` is the SHA-256 of the model that it belongs to.
 
-    rule: of aggregate.RULES, to whose scores the scaling belongs; frames: sampled of a video, the median, or clips.
+    rule: of aggregate.RULES, to whose scores the scaling belongs; frames: how many were sampled of a video, the median; unit: whether
+    those are frames or clips.
     """
 
     rule: str
@@ -41,6 +42,7 @@ class Calibration:
     reals: int
     fakes: int
     frames: int
+    unit: str
     data_hash: str
     weights: str
 
@@ -55,16 +57,16 @@ class Calibration:
 
     def describe(self) -> str:
         """For people."""
-        videos = f"{self.reals} real and {self.fakes} fake validation videos, of each {self.frames} sampled"
+        videos = f"{self.reals} real and {self.fakes} fake validation videos of {self.frames} {self.unit} each (median)"
         return f"Platt's scaling (a {self.a:.3f}, b {self.b:.3f}), fitted on {videos}"
 
-    def caveat(self, frames: int, unit: str) -> str | None:
-        """What must be said beside the probability of a video of which so many frames (or clips) were sampled, if anything: the more there
-        are, the surer is their mean, and the higher their maximum.
+    def caveat(self, frames: int) -> str | None:
+        """Why the probability of a video of which so many frames (or clips) were sampled is rough, if it is: the more there are, the surer
+        is their mean, and the higher their maximum.
         """
         if max(frames, self.frames) <= _ALIKE * min(frames, self.frames):
             return None
-        return f"It was calibrated on {self.frames} of a video's {unit}, and these are {frames}: as a probability it is rough."
+        return f"the calibration is of {self.frames} {self.unit} a video, and here are {frames}"
 
 
 def fit(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:

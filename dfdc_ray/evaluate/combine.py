@@ -119,6 +119,8 @@ def _validation(checkpoints: Sequence[Members], together: Members, uri: str) -> 
         if track in found[video].tracks and (video not in deciding or of_track.mean() > deciding[video].mean()):
             deciding[video] = of_track
     scored = [row for row in videos.labelled if row["video_id"] in deciding]
+    if not scored:
+        raise UserError(f"No validation video of {uri} has a face: a combination cannot be fitted by it.")
     labels = np.array([row["label"] == "FAKE" for row in scored], dtype=np.int64)
     return np.stack([deciding[row["video_id"]] for row in scored], axis=1), labels
 

@@ -120,7 +120,7 @@ def calibrate(config: CalibrateConfig) -> None:
     rule, a, b, losses = calibration.choose(scores, labels)
     frames = int(np.median([faces.sampled[row["video_id"]] for row in scored]))
     counts = {"reals": int((labels == 0).sum()), "fakes": int(labels.sum()), "frames": frames}
-    fitted = Calibration(rule=rule, a=a, b=b, **counts, data_hash=manifest.data_hash, weights=weights_of(scorer.config))
+    fitted = Calibration(rule=rule, a=a, b=b, **counts, unit=_unit(scorer), data_hash=manifest.data_hash, weights=weights_of(scorer.config))
     calibration.save(config.checkpoint, fitted)
     before, after = scores[DEFAULT], fitted(scores[rule])
     rules = Table("rule", title="Frames to video, on validation", caption="each calibrated; nats", caption_justify="left")
@@ -213,10 +213,9 @@ def _report(
                 video_auc=change_of_auc(unchanged, by_video, videos.labels, videos.group_ids),
             )
         )
-    unit: Literal["frames", "clips"] = "clips" if scorer.clips else "frames"
     sampled = [v.frames_sampled for v in judged if v.score is not None]
-    if sampled and scorer.calibration and (caveat := scorer.calibration.caveat(int(np.median(sampled)), unit)):
-        warnings += (f"SCORES OF VIDEOS: {caveat}",)
+    if sampled and scorer.calibration and (caveat := scorer.calibration.caveat(int(np.median(sampled)))):
+        warnings += (f"PROBABILITIES ARE ROUGH: {caveat}.",)
     report = Report(
         title=f"{scorer.config['model']} on " + ("all videos" if config.split == "all" else f"the {config.split} split"),
         protocol=protocol(config, scorer, manifest, judged, frames_scored=len(in_frames[0])),
@@ -231,10 +230,14 @@ def _report(
         rule=scorer.rule,
         robustness=tuple(changed),
         near_duplicates=None if training is None else near_duplicates(faces.rows, training),
-        unit=unit,
+        unit=_unit(scorer),
         maps_of=drawn(scorer),
     )
     return report, mistakes(report.worst, found, faces.rows, scores, scorer=scorer, manifest=manifest, unit=report.unit)
+
+
+def _unit(scorer: Scorer) -> Literal["frames", "clips"]:
+    return "clips" if scorer.clips else "frames"
 
 
 def _counted(videos: SplitVideos, found: Mapping[str, Aggregate], prior: float, probability: Callable[[float], float]) -> np.ndarray:

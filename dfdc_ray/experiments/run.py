@@ -55,7 +55,9 @@ from dfdc_ray.shards.manifest import read_ledger, read_manifest
 from dfdc_ray.train import memory
 from dfdc_ray.train.loop import train_loop
 from dfdc_ray.train.plan import check_options, prepare
-from dfdc_ray.train.run import MAX_FAILURES, train
+from dfdc_ray.train.run import train
+
+_RETRIES = 3  # of a line of `models`, after as many losses of the machine that makes it
 
 
 def report(config: ExperimentsConfig) -> None:
@@ -268,7 +270,7 @@ def _all(tasks: Sequence[Task], config: ModelsConfig) -> dict[str, str]:
     gpus = 1 if config.gpu else 0
     require(cpus=config.cpus_per_worker, gpus=gpus)
     environment = {} if config.gpu else {"env_vars": memory.ENVIRONMENT}
-    do = ray.remote(num_cpus=config.cpus_per_worker, num_gpus=gpus, max_retries=MAX_FAILURES, runtime_env=environment)(_do)
+    do = ray.remote(num_cpus=config.cpus_per_worker, num_gpus=gpus, max_retries=_RETRIES, runtime_env=environment)(_do)
     at_a_time = len(todo) if joined() else max(1, cores() // config.cpus_per_worker)
     waiting = todo[::-1]
     running: dict[ray.ObjectRef, Task] = {}

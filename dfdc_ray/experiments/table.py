@@ -220,11 +220,11 @@ def _sections(config: ExperimentsConfig, lines: Sequence[Line], left_out: Mappin
     protocol = (
         f"Every line is judged on core frames of the test split by its own rule ({of_improved['split_rule']}, but where the line is named "
         f"by its split), by which nothing was chosen: the checkpoint is that with the {of_improved['checkpoint_rule']}. Epochs: "
-        f"{epochs}, with a share of the groups so many more that the steps are as many; learning rate {config.learning_rate:g} and batch "
-        f"{config.batch_size} unless the line says otherwise. Lines differ in their frames, so their denominators do too, and in what they "
-        f"were trained on. Intervals are bootstraps over groups{_caution(lines)}; splits by frame and by family, which take for "
-        "independent what belongs together, have none. `report`: the founding report's frame accuracy, on the Kaggle sample, its split "
-        "unstated."
+        f"{epochs}, with a share of the groups so many more that their schedule has as many steps; learning rate "
+        f"{config.learning_rate:g} and batch {config.batch_size} unless the line says otherwise. Lines differ in their frames, so their "
+        f"denominators do too, and in what they were trained on. Intervals are bootstraps over groups{_caution(lines)}; splits by frame "
+        "and by family, which take for independent what belongs together, have none. `report`: the founding report's frame accuracy, on "
+        "the Kaggle sample, its split unstated."
     )
     missing = [f"Left out: {name}: {why}" for name, why in left_out.items()]
     rows = [_always_fake(_improved(lines)), *(_cells(line) for line in lines)]
@@ -265,16 +265,16 @@ def _sentences(lines: Sequence[Line]) -> list[str]:
     alone = all(only_family(group) for group in improved.train_groups)
     for by in ("family", "frame"):
         if leak := there.get(f"split by {by}"):
-            leaks = (
-                ", which leaks," if by == "frame" or not alone else ", of which this corpus's groups are made, so that it is another draw,"
-            )
-            said.append(_compared(f"A split by {by}{leaks}", leak, "the split by group", improved, "auc"))
+            what = "which takes for independent what belongs together, and so leaks"
+            if by == "family" and alone:
+                what = "of which this corpus's groups are made, so that it is another draw"
+            said.append(_compared(f"A split by {by}, {what},", leak, "the split by group", improved, "auc"))
     curve = [line for line in lines if line.cell.groups is not None]
     if curve:
         points = ", ".join(f"{_number(line.frame['auc'])} with {line.cell.groups}" for line in curve)
         groups = "families (who is in two of them is not known)" if alone else "groups"
         whole = f"{_number(improved.frame['auc'])} with all {len(improved.train_groups)}"
-        said.append(f"Frame AUC by training {groups}, after as many steps: {points}, {whole}.")
+        said.append(f"Frame AUC by training {groups}, at the best epoch of as many steps: {points}, {whole}.")
     return said
 
 
@@ -286,9 +286,7 @@ def _compared(one: str, a: Line, other: str, b: Line, metric: str) -> str:
         return f"{one} and {other} cannot be compared by {name}: it is not defined for both."
     first, second = a.interval(metric), b.interval(metric)
     verdict = "without intervals to judge by"
-    if a.cell.split_by:
-        verdict += ", since such a split takes for independent what belongs together"
-    elif first and second:
+    if first and second:
         apart, fewest = first[0] > second[1] or second[0] > first[1], min(a.groups, b.groups)
         verdict = "and the intervals do not meet" if apart else "and the intervals overlap"
         if apart and fewest < FEW_GROUPS:

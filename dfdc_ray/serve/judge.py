@@ -55,7 +55,7 @@ class VideoScore:
     score: float | None = None  # probability of fake, calibrated where the checkpoint is
     raw_score: float | None = None  # before calibration, as those of frames and tracks; None where the checkpoint is not calibrated
     verdict: Literal["REAL", "FAKE"] | None = None  # FAKE above 0.5
-    caveat: str | None = None  # what must be said beside the score as a probability
+    caveat: str | None = None  # why the score is a rough probability, if it is
     raw_threshold: float = THRESHOLD  # of raw_score and of the scores of frames and tracks: above it they speak for a fake
     short_tracks: bool = False  # no face was there long enough, so the longest decided
     width: int | None = None  # of the frames, pixels
@@ -152,7 +152,7 @@ def _judged(uri: str, rows: Sequence[dict[str, Any]], scores: np.ndarray, *, sam
         score=probability,
         raw_score=whole.score if calibration else None,
         verdict="FAKE" if probability > THRESHOLD else "REAL",
-        caveat=calibration.caveat(sampled, _unit(scorer)) if calibration else None,
+        caveat=calibration.caveat(sampled) if calibration else None,
         raw_threshold=calibration.threshold if calibration else THRESHOLD,
         short_tracks=whole.short,
         width=rows[0]["frame_width"],

@@ -70,7 +70,7 @@ def meaning(result: VideoScore) -> str:
         return "The score is not calibrated: no probability (dfdc-ray calibrate)."
     like = f"of videos like those of validation that get this score, {percent(result.score or 0.0, 1)} are fake"
     said = f"Calibrated: {like} (the model's own score: {result.raw_score:.3f})."
-    return f"{said} {result.caveat}" if result.caveat else said
+    return f"{said} As a probability it is rough: {result.caveat}." if result.caveat else said
 
 
 def timeline(frames: Sequence[FrameScore], threshold: float, *, unit: str) -> list[Text]:

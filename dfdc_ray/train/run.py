@@ -7,6 +7,7 @@ storage that all nodes see. Ray's own records of the run are in OUT/ray. The pla
 controller, which has use for neither, imports this file too, and they take seconds.
 """
 
+import contextlib
 import logging
 import os
 import signal
@@ -36,7 +37,7 @@ from dfdc_ray.cluster.run import connect, joined, require
 from dfdc_ray.config import TrainConfig
 from dfdc_ray.console import console
 from dfdc_ray.corpus.splits import describe as describe_split
-from dfdc_ray.errors import UserError
+from dfdc_ray.errors import StorageError, UserError
 from dfdc_ray.models import NO_FILE
 from dfdc_ray.shards.cache import check_folder
 from dfdc_ray.shards.dataset import Batch, FaceDataset
@@ -143,8 +144,9 @@ class _FailurePolicy(DefaultFailurePolicy):
     def make_decision(self, training_failed_error: TrainingFailedError) -> FailureDecision:
         if _user_error(training_failed_error):
             return FailureDecision.RAISE
-        if (newest := checkpoint.steps(self._checkpoints)[:1]) != self._newest:
-            self._newest, self._worker_group_failures = newest, 0
+        with contextlib.suppress(StorageError, UserError, OSError):  # storage that fails as well may be why workers were lost
+            if (newest := checkpoint.steps(self._checkpoints)[:1]) != self._newest:
+                self._newest, self._worker_group_failures = newest, 0
         return super().make_decision(training_failed_error)
 
 

@@ -14,7 +14,7 @@ from dfdc_ray.evaluate.calibration import Calibration, fit
 
 
 def made(a: float, b: float) -> Calibration:
-    return Calibration(rule="mean", a=a, b=b, reals=1, fakes=1, frames=10, data_hash="d", weights="w")
+    return Calibration(rule="mean", a=a, b=b, reals=1, fakes=1, frames=10, unit="clips", data_hash="d", weights="w")
 
 
 def drawn(n: int, *, a: float, b: float) -> tuple[np.ndarray, np.ndarray]:
@@ -51,9 +51,9 @@ def test_scores_that_separate_the_classes_stay_finite() -> None:
 
 
 def test_a_video_of_another_number_of_frames_is_said_to_be_judged_roughly() -> None:
-    assert made(1.0, 0.0).caveat(10, "frames") is made(1.0, 0.0).caveat(12, "frames") is None
+    assert made(1.0, 0.0).caveat(10) is made(1.0, 0.0).caveat(12) is None
     for other in (1, 32):
-        assert f"calibrated on 10 of a video's frames, and these are {other}" in str(made(1.0, 0.0).caveat(other, "frames"))
+        assert made(1.0, 0.0).caveat(other) == f"the calibration is of 10 clips a video, and here are {other}"
 
 
 @pytest.mark.parametrize(("labels", "says"), [([1, 1, 1, 1], "0 real and 4 fake"), ([1, 1, 0, 0], "nothing to calibrate")])

@@ -118,9 +118,10 @@ def best(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without the curves, which take longer to draw than these few faces to judge; test_report.py draws them."""
-    monkeypatch.setattr(files, "_pictures", lambda report: dict.fromkeys(tables.PICTURES, b"\x89PNG"))
+def undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the curves, which take longer to draw than these few faces to judge; but for tests marked `drawn`, and test_report.py."""
+    if "drawn" not in request.keywords:
+        monkeypatch.setattr(files, "_pictures", lambda report: dict.fromkeys(tables.PICTURES, b"\x89PNG"))
 
 
 def _evaluate(faces: Path, best: Path, out: Path, **options: Any) -> dict[str, Any]:
@@ -325,6 +326,7 @@ def test_two_checkpoints_and_their_combination(faces: Path, best: Path, tmp_path
     assert again["video"]["metrics"]["n"] == 12
 
 
+@pytest.mark.drawn
 def test_clips_are_counted_as_such(faces: Path, best: Path, tmp_path: Path) -> None:
     """Of two frames, two a video. The passer-by and the extra frames are in no whole clip."""
     clips = replace(SETTINGS, sampling="clips", frames=2, clips=2, stride=10)
@@ -458,10 +460,10 @@ def test_calibration_is_fitted_on_validation_and_used_from_then_on(
     assert "| calibrated |" in (tmp_path / "after" / "report.md").read_text()
 
     assert fitted.frames == FRAMES
-    assert not [warning for warning in after["warnings"] if "calibrated on" in warning]
+    assert not [warning for warning in after["warnings"] if "calibration is of" in warning]
     calibration.save(str(checkpointed), replace(fitted, frames=1))  # as of crops, one a video
     warnings = _evaluate(faces, checkpointed, tmp_path / "of one")["warnings"]
-    assert any(f"calibrated on 1 of a video's frames, and these are {FRAMES}" in warning for warning in warnings)
+    assert any(f"the calibration is of 1 frames a video, and here are {FRAMES}" in warning for warning in warnings)
 
 
 def test_the_rule_that_fits_validation_best_is_kept_and_used(
@@ -557,6 +559,7 @@ def test_faces_are_sliced_by_how_they_look(report_of_test: Path) -> None:
     assert "## By skin tone" in text
 
 
+@pytest.mark.drawn
 def test_a_split_in_which_no_video_has_a_face(faces: Path, best: Path, tmp_path: Path) -> None:
     copy = tmp_path / "faces"
     shutil.copytree(faces, copy)
@@ -565,6 +568,10 @@ def test_a_split_in_which_no_video_has_a_face(faces: Path, best: Path, tmp_path:
     content = json.loads((copy / "manifest.json").read_text())
     only = [file for file in content["files"] if {row["part"] for row in pq.read_table(copy / file["path"]).to_pylist()} <= set(range(6))]
     (copy / "manifest.json").write_text(json.dumps(content | {"files": only}))
+    config = json.loads((best / "config.json").read_text()) | {"validation_groups": ["c/part:6"], "versions": {}}
+    checkpoint.save(str(tmp_path / "a"), weights=checkpoint.load(str(best)).weights, config=config, state=None)
+    with pytest.raises(UserError, match="has a face"):
+        combine(CombineConfig(checkpoint=(str(tmp_path / "a"),) * 2, out=str(tmp_path / "b"), faces=str(copy), by="logistic"))
     report = _evaluate(copy, best, tmp_path / "report")
     assert report["protocol"]["videos_scored"] == 0
     assert report["frame"]["metrics"]["n"] == 0

@@ -21,7 +21,7 @@ from dfdc_ray.serve.onepage import page
 from dfdc_ray.serve.show import sureness
 from dfdc_ray.train import checkpoint, transforms
 
-CALIBRATION = Calibration(rule="mean", a=2.0, b=0.5, reals=11, fakes=22, frames=8, data_hash="d", weights="w")
+CALIBRATION = Calibration(rule="mean", a=2.0, b=0.5, reals=11, fakes=22, frames=8, unit="frames", data_hash="d", weights="w")
 SCORES = np.array([0.1, 0.9, 0.4, 0.6, 0.2, 0.8, 0.3, 0.95])  # the last is a passer-by's
 
 

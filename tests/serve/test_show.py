@@ -71,8 +71,8 @@ def test_no_score_is_called_certain(score: float, words: str, share: str) -> Non
 
 
 def test_what_limits_a_probability_is_said_beside_it() -> None:
-    said = show.meaning(replace(VIDEO, caveat="It is rough."))
-    assert said == f"{show.meaning(VIDEO)} It is rough."
+    said = show.meaning(replace(VIDEO, caveat="of 1 frame"))
+    assert said == f"{show.meaning(VIDEO)} As a probability it is rough: of 1 frame."
 
 
 def test_what_is_no_probability_is_not_called_sure() -> None:
