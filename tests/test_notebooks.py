@@ -11,7 +11,7 @@ from dfdc_ray.demo.corpus import demo_split
 
 FOLDER = Path(__file__).resolve().parents[1] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-FAMILIES = 6
+FAMILIES = 5
 SMALL = f"FAMILIES, SPLIT, SIDE, EPOCHS = {FAMILIES}, {demo_split(FAMILIES)!r}, 64, 1"
 
 

@@ -20,6 +20,7 @@ pytestmark = [pytest.mark.ray]
 SEED = 20260
 
 
+@pytest.mark.slow  # two minutes; the usual run of the tests kills a driver (preprocess/test_run.py), children and a whole host
 @pytest.mark.s3
 @pytest.mark.timeout(400)
 def test_a_run_that_is_killed_on_a_bad_day_of_s3(small_corpus, undisturbed, s3, tmp_path):
