@@ -124,7 +124,7 @@ def _line(config: ExperimentsConfig, cell: Cell, made: set[str]) -> Line:
         evaluate(EvaluateConfig(faces=faces, checkpoint=(storage.join(out, "best"),), out=judged, robustness=config.robustness))
     trained: dict[str, Any] = json.loads(storage.read_bytes(storage.join(folder, "train", "best", "config.json")))
     own, videos = _own(faces, split, trained["train_groups"])
-    trained_in = f"{trained['device']}, {trained['precision']}"
+    trained_in = f"{trained['device']}, {trained['precision']}" if "device" in trained else None  # older checkpoints do not say
     return Line(cell, uri, json.loads(storage.read_bytes(uri)), own, videos, trained_in)
 
 

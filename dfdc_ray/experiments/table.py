@@ -53,7 +53,7 @@ class Own:
 @dataclass(frozen=True)
 class Line:
     """One cell done: its report.json, where that is, the groups that it was trained on, how many videos those have, and on what kind of
-    device in which precision.
+    device in which precision, where that is known.
     """
 
     cell: Cell
@@ -61,7 +61,7 @@ class Line:
     report: Mapping[str, Any]
     train_groups: tuple[str, ...]
     train_videos: int
-    trained_in: str
+    trained_in: str | None
 
     @property
     def frame(self) -> Mapping[str, Any]:
@@ -205,8 +205,9 @@ def _warnings(config: ExperimentsConfig, lines: Sequence[Line]) -> list[str]:
 def _mixed(lines: Sequence[Line]) -> list[str]:
     by: dict[str, list[str]] = {}
     for line in lines:
-        by.setdefault(line.trained_in, []).append(line.cell.name)
-    if len(by) == 1:
+        if line.trained_in is not None:
+            by.setdefault(line.trained_in, []).append(line.cell.name)
+    if len(by) < 2:
         return []
     listed = "; ".join(f"{what}: {', '.join(names)}" for what, names in by.items())
     return [f"NOT TRAINED ALIKE, which a difference between lines may come from: {listed}."]
