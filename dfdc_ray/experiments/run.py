@@ -157,7 +157,7 @@ def _own(faces: str, split: str, groups: Sequence[str]) -> tuple[tuple[str, ...]
     of = dict(zip(parts, assign(split, list(parts), list(parts.values())), strict=True))
     own = tuple(group for group in groups if of.get(group) == "train")
     there = set(own)
-    return own, sum(row["group_id"] in there and row["faces"] > 0 for row in ledger)
+    return own, sum(row["group_id"] in there and row["status"] == "ok" for row in ledger)
 
 
 def _faces(config: ExperimentsConfig, cell: Cell, made: set[str]) -> tuple[str, str]:

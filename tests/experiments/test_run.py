@@ -269,8 +269,11 @@ def test_groups_of_the_first_weights_are_no_part_of_the_curve(tmp_path: Path) ->
     faces = str(write_face_shards(tmp_path / "faces", families=4))
     ledger = pq.read_table(f"{faces}/ledger.parquet")
     unlabelled = {"video_id": "toy/x.mp4", "family_id": "toy/x.mp4", "group_id": "toy/family:x.mp4", "part": None, "label": None}
-    added = pa.Table.from_pylist([ledger.to_pylist()[0] | unlabelled], schema=ledger.schema)
-    pq.write_table(pa.concat_tables([ledger, added]), f"{faces}/ledger.parquet")  # as of DFDC's test videos
+    added = pa.Table.from_pylist([ledger.to_pylist()[0] | unlabelled], schema=ledger.schema)  # as of DFDC's test videos
+    of_frames = pa.concat_tables([ledger, added]).set_column(  # whole ones, in which nobody looked for a face
+        ledger.schema.get_field_index("faces"), "faces", pa.array([0] * (len(ledger) + 1), ledger.schema.field("faces").type)
+    )
+    pq.write_table(of_frames, f"{faces}/ledger.parquet")
     found = run._own(faces, "parts:0-1/2/3", ["toy/part-0", "toy/part-1", "dfdc/part:7"])
     assert found == (("toy/part-0", "toy/part-1"), 2 * 3)  # an original and two fakes each
 
