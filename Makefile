@@ -22,6 +22,7 @@ help:
 demo: setup
 	$(BIN)/dfdc-ray demo --out out/demo
 
+# In the order of the folders: tests that wait long, for lost hosts and for Ray, would else come last and leave a core idle.
 test: setup
 	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile --no-loadscope-reorder
 

@@ -25,7 +25,7 @@ _COLOURS = {"REAL": (170, 90, 90), "FAKE": (90, 90, 170)}
 
 
 def preprocess_command(corpus: Path | str, out: Path | str, *more: str) -> list[str]:
-    """The command line of a preprocessing run with few frames; that of the fixture `undisturbed`."""
+    """The command line of a preprocessing run with few frames; the fixture `undisturbed` is what it makes of `small_corpus`."""
     return [sys.executable, "-m", "dfdc_ray.cli", "preprocess", "--corpus", str(corpus), "--out", str(out), "--frames", "2", *more]
 
 

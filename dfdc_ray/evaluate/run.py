@@ -8,7 +8,6 @@ training. Frames are `core` frames only. Refuses to judge groups that the model 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
@@ -120,7 +119,7 @@ def calibrate(config: CalibrateConfig) -> None:
     rule, a, b, losses = calibration.choose(scores, labels)
     frames = int(np.median([faces.sampled[row["video_id"]] for row in scored]))
     counts = {"reals": int((labels == 0).sum()), "fakes": int(labels.sum()), "frames": frames}
-    fitted = Calibration(rule=rule, a=a, b=b, **counts, unit=_unit(scorer), data_hash=manifest.data_hash, weights=weights_of(scorer.config))
+    fitted = Calibration(rule=rule, a=a, b=b, **counts, unit=scorer.unit, data_hash=manifest.data_hash, weights=weights_of(scorer.config))
     calibration.save(config.checkpoint, fitted)
     before, after = scores[DEFAULT], fitted(scores[rule])
     rules = Table("rule", title="Frames to video, on validation", caption="each calibrated; nats", caption_justify="left")
@@ -230,14 +229,10 @@ def _report(
         rule=scorer.rule,
         robustness=tuple(changed),
         near_duplicates=None if training is None else near_duplicates(faces.rows, training),
-        unit=_unit(scorer),
+        unit=scorer.unit,
         maps_of=drawn(scorer),
     )
     return report, mistakes(report.worst, found, faces.rows, scores, scorer=scorer, manifest=manifest, unit=report.unit)
-
-
-def _unit(scorer: Scorer) -> Literal["frames", "clips"]:
-    return "clips" if scorer.clips else "frames"
 
 
 def _counted(videos: SplitVideos, found: Mapping[str, Aggregate], prior: float, probability: Callable[[float], float]) -> np.ndarray:

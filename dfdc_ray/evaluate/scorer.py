@@ -3,7 +3,7 @@
 import functools
 import os
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -53,6 +53,11 @@ class Scorer:
     def rule(self) -> str:
         """How the scores of a track's frames become one: as calibration chose it, else as a combination was fitted, else the default."""
         return self.calibration.rule if self.calibration else str(self.config.get("rule", DEFAULT))
+
+    @property
+    def unit(self) -> Literal["frames", "clips"]:
+        """What is scored."""
+        return "clips" if self.clips else "frames"
 
     def probability(self, score: float) -> float:
         """Of a video's score: calibrated, where the checkpoint is."""

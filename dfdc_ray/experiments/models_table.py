@@ -135,8 +135,7 @@ def _sections(config: ModelsConfig, lines: Sequence[Line], failed: Mapping[str, 
             f"pixels (MesoNet 256). The budget of each: {config.epochs} epochs over the same pictures, batch {config.batch_size} (a clip "
             f"counts as its frames, and two are the least), learning rate {config.learning_rate:g}, seed {config.seed}; nothing was tuned "
             f"for any of them, and scores are not calibrated. Data hash {protocol['data_hash'][:12]}. Intervals: {note}; over families, "
-            "where groups are made of those, as if "
-            "no person were in two of them."
+            "where groups are made of those, as if no person were in two of them."
         )
         cost = f"Pictures a second and minutes are on {_machine(config)}; GMACs (multiply-adds in billions) are for a video with one face."
         sections.append(Section("The lines", [how, Table(_HEAD, _rows(lines, config)), cost, *_differences(lines), *_by_method(lines)]))

@@ -150,7 +150,7 @@ def _training(config: ExperimentsConfig, cell: Cell, faces: str, split: str, out
 
 def _own(faces: str, split: str, groups: Sequence[str]) -> tuple[tuple[str, ...], int]:
     """Of the groups that a model was trained on those of this split (what its first weights had seen before is no part of the curve), and
-    how many labelled videos with a face they have.
+    how many labelled videos those have from which there is a face or a whole frame.
     """
     ledger = [row for row in read_ledger(faces).to_pylist() if row["label"] is not None]  # others have no part to be split by, either
     parts = {row["group_id"]: row["part"] for row in ledger}

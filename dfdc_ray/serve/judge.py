@@ -87,12 +87,8 @@ class Evidence:
 def judge(uri: str, result: VideoResult, scorer: Scorer, settings: Settings) -> Evidence:
     """Score what preprocess.unit found in a video. uri: as the video shall be called."""
     found = _judge(uri, result, scorer, settings)
-    said = replace(found.video, unit=_unit(scorer), subject="frame" if settings.crop == "frame" else "face")
+    said = replace(found.video, unit=scorer.unit, subject="frame" if settings.crop == "frame" else "face")
     return replace(found, video=said)
-
-
-def _unit(scorer: Scorer) -> Literal["frames", "clips"]:
-    return "clips" if scorer.clips else "frames"
 
 
 def _judge(uri: str, result: VideoResult, scorer: Scorer, settings: Settings) -> Evidence:
@@ -100,7 +96,7 @@ def _judge(uri: str, result: VideoResult, scorer: Scorer, settings: Settings) ->
     if ledger["status"] != "ok":
         status: Literal["no_face", "error"] = "no_face" if ledger["status"] == "no_face" else "error"
         sampled = ledger["core_decoded"] // (settings.frames if scorer.clips else 1)
-        why = f"no face in {sampled} sampled {_unit(scorer)}" if status == "no_face" else ledger["error"]
+        why = f"no face in {sampled} sampled {scorer.unit}" if status == "no_face" else ledger["error"]
         return Evidence(video=VideoScore(uri=uri, status=status, stage=ledger["stage"], error=why, frames_sampled=sampled))
     clips = _clips(rows) if scorer.clips else [[row] for row in rows]
     if scorer.sound:

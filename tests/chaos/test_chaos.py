@@ -1,6 +1,6 @@
 """Exactly once, proved by violence (chaos.py): killed, starved and lied to at random moments, a run ends as if nothing had been.
 
-The long form prints, with `-s`, what was done:    pytest -m slow -s tests/chaos/test_chaos.py
+With `-s` they print what was done:    pytest -m slow -s tests/chaos/test_chaos.py
 """
 
 import random
@@ -18,27 +18,6 @@ from small_disk import small_disk
 pytestmark = [pytest.mark.ray]
 
 SEED = 20260
-
-
-@pytest.mark.slow  # two minutes; the usual run of the tests kills a driver (preprocess/test_run.py), children and a whole host
-@pytest.mark.s3
-@pytest.mark.timeout(400)
-def test_a_run_that_is_killed_on_a_bad_day_of_s3(small_corpus, undisturbed, s3, tmp_path):
-    """The short form: corpus and output on S3 behind a proxy with faults; actor, child and raylet killed, the job stopped."""
-    upload(small_corpus, f"{s3.uri}/drawn")
-    tally, dice = Tally(), random.Random(SEED)
-    quick = tuple(fault for fault in FAULTS if fault != "late")  # each of those takes 20 s
-    with FaultProxy(s3.endpoint, rate=0.08, seed=SEED, faults=quick) as proxy:
-        variables = s3.server.variables | {"AWS_ENDPOINT_URL": proxy.endpoint}
-        with cluster(workers=2, cpus=1, variables=variables) as nodes:
-            out = f"{s3.uri}/out"
-            storm = Storm(nodes, 2, preprocess_command(f"{s3.uri}/drawn", out), out, tmp_path / "log", dice, tally, pause_s=(0.1, 0.8))
-            storm.round(["child SIGKILL", "actor SIGKILL", "raylet SIGKILL"], "driver SIGTERM")
-            storm.calm()
-    compare(str(undisturbed), f"{s3.uri}/out", tally)
-    print(f"{tally}; S3: {dict(proxy.requests)}, faults {dict(proxy.faulted)}")
-    assert tally.kills >= 3
-    assert sum(proxy.faulted.values()) > 0
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +47,7 @@ def weather(storm: Storm, blows: tuple[str, ...], *, kills: int, seconds: float)
 @pytest.mark.slow
 @pytest.mark.timeout(2400)
 def test_fifty_kills_and_a_full_disk(larger, tmp_path):
-    """The long form on a disk of its own, which now and then is full. One output after the other, until there were enough kills."""
+    """On a disk of its own, which now and then is full. One output after the other, until there were enough kills."""
     corpus, undisturbed = larger
     tally, dice = Tally(), random.Random(SEED)
     started = time.monotonic()
@@ -89,7 +68,7 @@ def test_fifty_kills_and_a_full_disk(larger, tmp_path):
 @pytest.mark.s3
 @pytest.mark.timeout(1200)
 def test_kills_on_a_bad_day_of_s3(larger, s3, tmp_path):
-    """The long form on S3: every kind of fault, answers that come too late among them."""
+    """On S3 behind a proxy: every kind of fault, answers that come too late among them."""
     corpus, undisturbed = larger
     upload(corpus, f"{s3.uri}/drawn")
     tally, dice = Tally(), random.Random(SEED + 1)

@@ -75,26 +75,13 @@ class Killed(Exception):
     pass
 
 
-def _train_until(config: TrainConfig, step: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Train, and die after so many optimizer steps, as a kill between two steps would."""
+def _train(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, *, until: int | None = None) -> tuple[list[dict[str, Any]], int]:
+    """The history, and how many optimizer steps it took. until: die after so many, as a kill between two steps would."""
     real, done = loop.step, [0]
 
     def stepping(*args: Any, **options: Any) -> torch.Tensor:
-        if done[0] == step:
+        if done[0] == until:
             raise Killed
-        done[0] += 1
-        return real(*args, **options)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "step", stepping)
-        train_loop(config, prepare(config))
-
-
-def _train_on(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> tuple[list[dict[str, Any]], int]:
-    """Train to the end: the history, and how many optimizer steps that took."""
-    real, done = loop.step, [0]
-
-    def stepping(*args: Any, **options: Any) -> torch.Tensor:
         done[0] += 1
         return real(*args, **options)
 
@@ -144,8 +131,8 @@ def test_a_model_that_listens_resumes_exactly(tmp_path: Path, monkeypatch: pytes
     assert not torch.equal(saved["components"], torch.eye(*saved["components"].shape))
     cut = replace(config, out=str(tmp_path / "cut"), checkpoint_minutes=1e-9)
     with pytest.raises(Killed):
-        _train_until(cut, 4, monkeypatch)
-    history, steps = _train_on(cut, monkeypatch)
+        _train(cut, monkeypatch, until=4)
+    history, steps = _train(cut, monkeypatch)
     assert steps == expected[-1]["step"] - 4
     assert [entry["train_loss"] for entry in history] == [entry["train_loss"] for entry in expected]
     again = checkpoint.load(f"{cut.out}/best").weights
@@ -186,11 +173,11 @@ def test_resumes_exactly(config: TrainConfig, monkeypatch: pytest.MonkeyPatch, t
 
     cut = replace(config, out=str(tmp_path / "cut"), **{"checkpoint_minutes": 1e-9} | changes)
     with pytest.raises(Killed):
-        _train_until(cut, kill_at, monkeypatch)
+        _train(cut, monkeypatch, until=kill_at)
     newest = kill_at if cut.checkpoint_minutes < 1 else 6
     assert checkpoint.newest(checkpoints(cut)).config["step"] == newest  # type: ignore[union-attr]
     before = checkpoint.newest(checkpoints(cut)).state["seconds"]  # type: ignore[union-attr,index]
-    history, steps = _train_on(cut, monkeypatch)
+    history, steps = _train(cut, monkeypatch)
     assert steps == 12 - newest
     assert history[-1]["seconds"] > before  # what was spent on the epoch before the kill counts
 
@@ -235,7 +222,7 @@ def test_a_process_that_is_killed_and_started_again_ends_with_the_same_weights(
     assert done.returncode == -signal.SIGKILL, done.stderr
     newest = 8 if minutes < 1 else 6
     assert checkpoint.newest(checkpoints(cut)).config["step"] == newest  # type: ignore[union-attr]
-    assert _train_on(cut, monkeypatch)[1] == 12 - newest
+    assert _train(cut, monkeypatch)[1] == 12 - newest
     whole, resumed = (checkpoint.newest(checkpoints(c)).weights for c in (config, cut))  # type: ignore[union-attr]
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
@@ -267,7 +254,7 @@ def test_resumes_from_the_one_before_when_the_newest_is_damaged(config: TrainCon
     newest = Path(checkpoint.newest(checkpoints(config)).uri)  # type: ignore[union-attr]
     (newest / "model.safetensors").write_bytes(b"cut off")
     assert not prepare(config).finished
-    history, steps = _train_on(config, monkeypatch)
+    history, steps = _train(config, monkeypatch)
     assert steps == 6  # of the last epoch
     assert history[-1]["video_log_loss"] == first[-1]["video_log_loss"]
 
@@ -278,7 +265,7 @@ def test_a_run_that_goes_on_in_another_precision_says_so(
     """As on a machine of another kind. The checkpoint keeps what it was made with."""
     config = replace(config, epochs=2, checkpoint_minutes=1e-9)
     with pytest.raises(Killed):
-        _train_until(config, 8, monkeypatch)
+        _train(config, monkeypatch, until=8)
     assert {name: checkpoint.load(f"{config.out}/best").config[name] for name in ("device", "precision")} == {
         "device": "cpu",
         "precision": "float32",
