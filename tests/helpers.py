@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from dfdc_ray import storage
 from dfdc_ray.config import ImportConfig, PreprocessConfig
 from dfdc_ray.shards import packed
 from dfdc_ray.shards.format import FORMAT_VERSION
@@ -22,6 +23,13 @@ from dfdc_ray.video.sound import WINDOW
 
 # Mean RGB: the two classes can be told apart by it, through any augmentation.
 _COLOURS = {"REAL": (170, 90, 90), "FAKE": (90, 90, 170)}
+
+
+def upload(folder: Path, uri: str) -> None:
+    """Copy a folder's files."""
+    for path in folder.rglob("*"):
+        if path.is_file():
+            storage.write_bytes(storage.join(uri, str(path.relative_to(folder))), path.read_bytes())
 
 
 def preprocess_command(corpus: Path | str, out: Path | str, *more: str) -> list[str]:

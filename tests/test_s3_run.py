@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from fault_proxy import FaultProxy
+from helpers import upload
 from s3_server import S3, assert_no_secret
 
 from dfdc_ray import storage
@@ -38,12 +39,6 @@ def dfdc_ray(*arguments: str, environment: dict[str, str], expect: int = 0) -> s
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
     assert done.returncode == expect, done.stdout + done.stderr
     return done.stdout + done.stderr
-
-
-def upload(folder: Path, uri: str) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            storage.write_bytes(storage.join(uri, str(path.relative_to(folder))), path.read_bytes())
 
 
 def read_table(uri: str) -> pa.Table:

@@ -38,7 +38,7 @@ from dfdc_ray.shards.rows import RowTable, read_rows
 from dfdc_ray.train import transforms
 from dfdc_ray.train.loop import optimizer_of, step
 from dfdc_ray.train.memory import keep_freed_memory
-from dfdc_ray.train.validation import model_to_device, use_bf16
+from dfdc_ray.train.validation import model_to_device, precision
 
 _WARM_UP = 3  # steps of each run that are not counted
 _AHEAD = 2  # batches that each loader process has made before they are asked for: torch's prefetch_factor
@@ -204,7 +204,7 @@ def _write(config: BenchTrainConfig, rows: list[Row], device: torch.device) -> N
         about["gpu"] = torch.cuda.get_device_name(device)
     where = about.get("gpu") or f"{torch.get_num_threads()} threads of {about['cores']} x {about['cpu']}"
     title = (
-        f"{config.model} at {config.image_size}, batch {config.batch_size}, {'bf16' if use_bf16(device) else 'float32'}"
+        f"{config.model} at {config.image_size}, batch {config.batch_size}, {precision(create_model(config.model), device)}"
         f"{', compiled' if config.compile else ''}, {config.loader_workers} loader processes, {where}; {config.repeats} runs in turn of "
         f"{config.steps} steps, median"
     )

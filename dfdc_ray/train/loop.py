@@ -158,7 +158,7 @@ def _train_epoch(run: "_Run", stream: Iterator[Batch], steps_per_epoch: int, met
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, batch: Batch, *, objective: Objective, device: torch.device) -> torch.Tensor:
     """One step of the optimizer; the loss of this process's share of the batch."""
     inputs = to_device(batch.images, batch.sound, device)
-    with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(device)):
+    with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(model, device)):
         outputs = model(*inputs)
     loss = OBJECTIVES[objective](outputs, batch.labels.to(device, non_blocking=True))
     optimizer.zero_grad(set_to_none=True)
@@ -228,7 +228,7 @@ class _Run:
             "history": at.history,
             "seed": config.seed,
             "device": self.device.type,
-            "precision": precision(self.device),
+            "precision": precision(self.model, self.device),
             "train_config": dataclasses.asdict(config),
             "versions": {
                 "dfdc-ray": __version__,
@@ -263,7 +263,7 @@ def _start(config: TrainConfig, plan: Plan, *, rank: int, world_size: int, devic
         optimizer.load_state_dict(saved.state["optimizer"])
         known = {name: saved.config[name] for name in ("epoch", "step", "history")}
         at = Position(**known, **{name: saved.state[name] for name in _OF_EPOCH if name in saved.state})
-        now = {"device": device.type, "precision": precision(device)}
+        now = {"device": device.type, "precision": precision(model, device)}
         before = {name: str(saved.config.get(name, value)) for name, value in now.items()}  # older checkpoints do not say
         if rank == 0 and before != now and at.epoch < config.epochs:
             console.print(

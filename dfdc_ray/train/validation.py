@@ -14,16 +14,20 @@ from dfdc_ray.shards.rows import RowTable
 METRICS = ("frame_log_loss", "frame_auc", "video_log_loss", "video_auc")
 
 
-def use_bf16(device: torch.device) -> bool:
-    """Whether bf16 is done in hardware. Emulated on a CPU it took 20 to 30 times as long as float32 (docs/benchmarks.md)."""
+def use_bf16(model: nn.Module, device: torch.device) -> bool:
+    """Whether bf16 is the quicker way: where hardware does it, but for depthwise convolutions on a CPU (docs/benchmarks.md).
+
+    Emulated on a CPU it took 20 to 30 times as long as float32; depthwise convolutions take longer even where it is not.
+    """
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    depthwise = any(isinstance(m, nn.Conv2d) and 1 < m.groups == m.in_channels for m in model.modules())
+    return not depthwise and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-def precision(device: torch.device) -> str:
-    """In what a model is trained and scored there: bf16 or float32, its weights in float32 either way."""
-    return "bf16" if use_bf16(device) else "float32"
+def precision(model: nn.Module, device: torch.device) -> str:
+    """In what a model is trained there: bf16 or float32, its weights in float32 either way."""
+    return "bf16" if use_bf16(model, device) else "float32"
 
 
 def model_to_device(model: nn.Module, device: torch.device) -> nn.Module:
@@ -54,7 +58,7 @@ def validate(
     found: list[tuple[np.ndarray, np.ndarray]] = []
     for batch in batches:
         inputs = to_device(batch.images, batch.sound, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(device)):
+        with torch.autocast(device.type, torch.bfloat16, enabled=use_bf16(model, device)):
             logits = model(*inputs)
         found.append((batch.positions.numpy(), logits.float().cpu().numpy()))
     if world_size > 1:

@@ -100,7 +100,7 @@ CASES = [
     ),
     Case(
         kind="more work than the deadline allows",
-        make=real(lambda: png_film(8192, 8192, n=24)),
+        make=real(lambda: png_film(16384, 8192, n=24)),
         status="poison",
         says="its process failed 2 times: took longer than 2.5 s, in stage (decode|align|crop)",
         limits=Limits(timeout_s=2.5),

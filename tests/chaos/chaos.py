@@ -173,13 +173,6 @@ def children() -> list[psutil.Process]:
     return [p for p in descendants() if "dfdc_ray.preprocess.child" in command_of(p)]
 
 
-def upload(folder: Path, uri: str) -> None:
-    """Copy a folder's files."""
-    for path in folder.rglob("*"):
-        if path.is_file():
-            storage.write_bytes(storage.join(uri, str(path.relative_to(folder))), path.read_bytes())
-
-
 def compare(undisturbed: str, disturbed: str, tally: Tally) -> None:
     """AssertionError unless two outputs are the same for a reader: rows with their pictures, files, receipts, ledger."""
     manifests = [json.loads(storage.read_bytes(storage.join(out, "manifest.json"))) for out in (undisturbed, disturbed)]

@@ -9,10 +9,10 @@ import time
 from pathlib import Path
 
 import pytest
-from chaos.chaos import BLOWS, ENDS, Storm, Tally, compare, upload
+from chaos.chaos import BLOWS, ENDS, Storm, Tally, compare
 from chaos.nodes import cluster, nothing_left
 from fault_proxy import FAULTS, FaultProxy
-from helpers import preprocess_command
+from helpers import preprocess_command, upload
 from small_disk import small_disk
 
 pytestmark = [pytest.mark.ray]

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from chaos.chaos import Tally, compare, upload
+from chaos.chaos import Tally, compare
 from chaos.hosts import RayHosts, network
 from chaos.nodes import RAY
 from fault_proxy import FaultProxy
+from helpers import upload
 
 from dfdc_ray import storage
 from dfdc_ray.train import checkpoint

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from browser import NEEDS_CHROMIUM, check_file
 from helpers import pack_shards
 from seen import Seen
 
@@ -200,6 +201,12 @@ def _check_mistakes(out: Path, faces: Path, *, each: int) -> None:
 
 def test_mistakes_are_shown_as_pictures_with_their_place_in_the_shards(faces: Path, report_of_test: Path) -> None:
     _check_mistakes(report_of_test, faces, each=3)
+
+
+@pytest.mark.browser
+@NEEDS_CHROMIUM
+def test_everybody_can_read_the_page(report_of_test: Path) -> None:
+    check_file(report_of_test / "report.html")
 
 
 def test_the_page_has_the_numbers_of_the_report(report_of_test: Path) -> None:

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+from browser import NEEDS_CHROMIUM, check_file
 from helpers import import_noise, preprocess_here, write_face_shards, write_manifest
 from seen import Seen
 from torch import nn
@@ -26,7 +27,6 @@ from dfdc_ray.experiments import run
 from dfdc_ray.experiments.cells import IMPROVED_NAME, Cell, cells
 from dfdc_ray.experiments.config import ExperimentsConfig, ModelsConfig
 from dfdc_ray.experiments.table import Line
-from dfdc_ray.preprocess.run import preprocess
 from dfdc_ray.shards.manifest import read_ledger, read_manifest
 from dfdc_ray.train.loop import train_loop
 from dfdc_ray.train.plan import prepare
@@ -69,23 +69,29 @@ def _train_here(config: TrainConfig) -> None:
     train_loop(config, prepare(config))
 
 
-def test_the_whole_table_in_miniature(
-    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("dfdc_ray.models.resnet34.ResNet34", Small)
-    monkeypatch.setattr(run, "train", _train_here)
-    monkeypatch.setattr(run, "preprocess", preprocess_here)
-    config = ExperimentsConfig(corpus=(str(corpus),), out=str(tmp_path / "out"), epochs=(1, 1), **SMALL)  # type: ignore[arg-type]
-    run.report(config)
-    text = (tmp_path / "out" / "experiments.md").read_text()
+@pytest.fixture(scope="module")
+def whole(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> ExperimentsConfig:
+    """A report with all lines, and what it was asked for."""
+    config = ExperimentsConfig(corpus=(str(corpus),), out=str(tmp_path_factory.mktemp("whole") / "out"), epochs=(1, 1), **SMALL)  # type: ignore[arg-type]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("dfdc_ray.models.resnet34.ResNet34", Small)
+        patch.setattr(run, "train", _train_here)
+        patch.setattr(run, "preprocess", preprocess_here)
+        run.report(config)
+    return config
+
+
+def test_the_whole_table_in_miniature(whole: ExperimentsConfig) -> None:
+    out = Path(whole.out)
+    text = (out / "experiments.md").read_text()
     for words in ("What the numbers say", "NOT COMPARABLE", "GENERATED CORPUS", "| split by frame |"):
         assert words in text
-    lines = json.loads((tmp_path / "out" / "experiments.json").read_text())["lines"]
+    lines = json.loads((out / "experiments.json").read_text())["lines"]
     assert len(lines) == 12  # 11, and one of two groups
     reports = [json.loads(Path(line["report"]).read_text()) for line in lines]
     assert all(report["frame"]["metrics"]["n"] > 0 for report in reports)
 
-    made = (tmp_path / "out" / "report.html").read_bytes()
+    made = (out / "report.html").read_bytes()
     assert len(made) < 10e6
     seen = Seen(made)
     mistakes = [json.loads(Path(line["report"]).with_name("mistakes.json").read_text())[:2] for line in lines]
@@ -94,16 +100,22 @@ def test_the_whole_table_in_miniature(
     assert len(seen.all("img", "src")) == 4 * len(lines) + len(pictures)  # each line's curves; faces, of which Small has no heat maps
     shards = [link for link in seen.all("a", "href") if link.endswith(".parquet")]
     assert shards
-    assert all((tmp_path / "out" / unquote(link)).exists() for link in shards)
+    assert all((out / unquote(link)).exists() for link in shards)
     assert seen.words.count("Worst mistakes") == len(lines)
     assert seen.words.count("quarter, dark to light") == len(lines) - 2  # of faces, not of whole frames
 
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("*") if path.is_file()}
-    capsys.readouterr()
-    monkeypatch.setattr(run, "preprocess", preprocess)  # finds all of it done, and starts no Ray
-    run.report(config)
+
+@pytest.mark.browser
+@NEEDS_CHROMIUM
+def test_everybody_can_read_the_page(whole: ExperimentsConfig) -> None:
+    check_file(Path(whole.out) / "report.html")
+
+
+def test_what_is_done_is_not_done_again(whole: ExperimentsConfig, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path: path.stat().st_mtime_ns for path in (Path(whole.out) / "cells").rglob("*") if path.is_file()}
+    run.report(whole)
     assert not ray.is_initialized()
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "cells").rglob("*") if path.is_file()} == before
+    assert {path: path.stat().st_mtime_ns for path in (Path(whole.out) / "cells").rglob("*") if path.is_file()} == before
     assert "epoch 1 of 1" not in capsys.readouterr().out
 
 

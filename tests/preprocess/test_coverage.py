@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from browser import NEEDS_CHROMIUM, check_file
 from seen import HOSTILE, Seen
 
 from dfdc_ray.config import CoverageConfig
@@ -148,6 +149,12 @@ def test_names_and_messages_are_shown_and_not_obeyed(made):
     assert f"c/{HOSTILE}" in seen.text
     assert "<b>swap</b>" in seen.text
     seen.check()
+
+
+@pytest.mark.browser
+@NEEDS_CHROMIUM
+def test_everybody_can_read_it(made):
+    check_file(Path(made) / cov.NAME)
 
 
 def test_it_is_one_file_without_network_and_script(made):

@@ -1,6 +1,5 @@
 """The score page in a real browser: from the file to the verdict and its evidence, by mouse and keyboard, light, dark, on a telephone."""
 
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +9,8 @@ from typing import Any
 
 import pytest
 import torch
-from axe_playwright_python.sync_playwright import Axe
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from browser import NEEDS_CHROMIUM, TELEPHONE, WAIT_MS, check, chromium, opened
+from playwright.sync_api import Browser, Page, expect
 from serving import served
 
 from dfdc_ray.config import PreprocessConfig
@@ -23,12 +22,7 @@ from dfdc_ray.serve.jobs import Jobs, Limits, Upload
 from dfdc_ray.serve.score import load_predictor
 from dfdc_ray.train import checkpoint, transforms
 
-CHROMIUM = shutil.which("chromium")
-# No sandbox: tests run as root in containers. The others keep it from asking the network for anything of its own.
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-ARGUMENTS += ["--no-first-run"]
-pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium here (apt-get install chromium)")]
-WAIT_MS = 120_000
+pytestmark = [pytest.mark.browser, NEEDS_CHROMIUM]
 
 
 @contextmanager
@@ -51,10 +45,8 @@ def url(best: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGUMENTS)
-        yield chromium
-        chromium.close()
+    with chromium() as browser:
+        yield browser
 
 
 @pytest.fixture
@@ -63,28 +55,9 @@ def page(browser: Browser, url: str, request: pytest.FixtureRequest) -> Iterator
         yield page
 
 
-@contextmanager
-def opened(browser: Browser, url: str, **options: Any) -> Iterator[Page]:
-    """The page, open. What the console says besides is a failure."""
-    context = browser.new_context(**{"viewport": {"width": 1100, "height": 900}, "color_scheme": "light"} | options)
-    page, said = context.new_page(), []
-    page.set_default_timeout(WAIT_MS)
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
-    page.goto(url)
-    yield page
-    assert said == []
-    context.close()
-
-
 def scored(page: Page, *files: Path) -> None:
     page.set_input_files("#file", list(files))
     expect(page.locator(".found:visible, .failed")).to_have_count(len(files), timeout=WAIT_MS)
-
-
-def violations(page: Page) -> list[str]:
-    found = Axe().run(page).response["violations"]
-    return [f"{rule['id']}: {node['target']}" for rule in found for node in rule["nodes"]]
 
 
 def test_from_a_file_to_the_evidence(page: Page, folder: Path) -> None:
@@ -103,6 +76,7 @@ def test_from_a_file_to_the_evidence(page: Page, folder: Path) -> None:
     page.locator(".point").nth(-1).click()
     page.wait_for_function("document.querySelector('video').currentTime > 1.5")
     last = page.locator(".which").inner_text()
+    assert page.locator(".point[tabindex='0']").get_attribute("aria-pressed") == "true"
     assert page.locator(".point[aria-pressed=true]").get_attribute("aria-label") == last.replace("Face", "face")
     for picture in (".crop", ".heat"):
         page.wait_for_function("name => document.querySelector(name).naturalWidth >= 64", arg=picture)
@@ -174,23 +148,16 @@ def test_several_and_bad_ones(page: Page, folder: Path, tmp_path: Path) -> None:
     assert page.locator(".failed").count() == 3
 
 
-@pytest.mark.parametrize(
-    "page",
-    [{"color_scheme": "light"}, {"color_scheme": "dark", "viewport": {"width": 390, "height": 844}, "has_touch": True}],
-    indirect=True,
-    ids=["light", "dark telephone"],
-)
+@pytest.mark.parametrize("page", [{}, TELEPHONE], indirect=True, ids=["desk", "dark telephone"])
 def test_everybody_can_use_it(page: Page, folder: Path) -> None:
-    assert violations(page) == []
+    check(page)
     scored(page, folder / "face.mp4", folder / "text.mp4")
     page.locator(".all summary:visible").click()
     page.wait_for_timeout(500)  # until the cards have faded in
-    assert violations(page) == []
-    assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    check(page)
     for other in (page.locator(".report").last.evaluate("link => link.href"), page.url + "docs"):
         page.goto(other)
-        assert violations(page) == []
-        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+        check(page)
 
 
 def _checkpoint(folder: Path, model: str, side: int, **sampled: Any) -> Path:
@@ -224,7 +191,7 @@ def test_a_model_of_clips_speaks_of_clips(browser: Browser, folder: Path, tmp_pa
         expect(page.locator(".faceless")).to_contain_text("sampled clips")
         page.locator(".own summary").click()
         page.wait_for_function("document.querySelector('.maps').naturalWidth > 100")
-        assert violations(page) == []
+        check(page)
 
 
 def test_what_was_not_scored_goes_with_the_page_that_is_closed(browser: Browser, url: str, folder: Path) -> None:

@@ -57,8 +57,13 @@ def _process(rank: int, world_size: int, meeting: str, config: TrainConfig, step
 
     if world_size > 1:
         distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world_size)
-    stops = contextlib.suppress(Stopped)
-    with mock.patch("dfdc_ray.models.resnet34.ResNet34", Plain), mock.patch.object(loop, "step", stepping), stops:
+    with contextlib.ExitStack() as changed:
+        changed.enter_context(contextlib.suppress(Stopped))
+        changed.enter_context(mock.patch("dfdc_ray.models.resnet34.ResNet34", Plain))
+        changed.enter_context(mock.patch.object(loop, "step", stepping))
+        changed.enter_context(
+            mock.patch.object(loop, "use_bf16", lambda model, device: False)
+        )  # which would round two halves otherwise than a whole
         loop.train_loop(config, prepare(config), rank=rank, world_size=world_size)
     if world_size > 1:
         distributed.destroy_process_group()

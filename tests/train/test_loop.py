@@ -264,6 +264,7 @@ def test_a_run_that_goes_on_in_another_precision_says_so(
 ) -> None:
     """As on a machine of another kind. The checkpoint keeps what it was made with."""
     config = replace(config, epochs=2, checkpoint_minutes=1e-9)
+    monkeypatch.setattr(loop, "precision", lambda model, device: "float32")
     with pytest.raises(Killed):
         _train(config, monkeypatch, until=8)
     assert {name: checkpoint.load(f"{config.out}/best").config[name] for name in ("device", "precision")} == {
@@ -271,7 +272,7 @@ def test_a_run_that_goes_on_in_another_precision_says_so(
         "precision": "float32",
     }
     assert "Goes on on" not in capsys.readouterr().out
-    monkeypatch.setattr(loop, "precision", lambda device: "bf16")
+    monkeypatch.setattr(loop, "precision", lambda model, device: "bf16")
     train_loop(config, prepare(config))
     assert "Goes on on cpu in bf16; so far it was on cpu in float32" in capsys.readouterr().out
 

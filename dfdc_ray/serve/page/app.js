@@ -301,9 +301,17 @@ class Card {
     this.$(".after").setAttribute("aria-disabled", String(n === this.result.faces.length - 1));
     for (const [k, button] of this.buttons.entries()) button.setAttribute("aria-pressed", String(k === n));
     for (const [k, point] of (this.points || new Map())) point.setAttribute("aria-pressed", String(k === n));
+    this.reach(n);
     if (seek) {
       this.seek(face.time_s);
       say(`Shown: ${this.name(face)}`);
+    }
+  }
+
+  reach(n) { // of the points of a track, Tab leads to this one
+    const { track_id: track } = this.result.faces[n];
+    for (const [k, point] of (this.points || new Map())) {
+      if (this.result.faces[k].track_id === track) point.setAttribute("tabindex", k === n ? "0" : "-1");
     }
   }
 
@@ -379,8 +387,7 @@ class Card {
       if (event.key === "Enter" || event.key === " ") this.choose(face.n, true);
       else if (to === undefined) return;
       else if (mine[to]) {
-        point.setAttribute("tabindex", "-1");
-        this.points.get(mine[to].n).setAttribute("tabindex", "0");
+        this.reach(mine[to].n);
         this.points.get(mine[to].n).focus();
       }
       event.preventDefault();
