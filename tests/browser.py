@@ -46,12 +46,8 @@ def check(page: Page) -> None:
     """No rule of axe's is broken, all pictures are there, and nothing is wider than the window."""
     found = Axe().run(page).response["violations"]
     assert [f"{rule['id']}: {node['target']}" for rule in found for node in rule["nodes"]] == []
-    assert (
-        page.evaluate(
-            "[...document.images].filter((image) => image.src && image.complete && !image.naturalWidth).map((image) => image.alt)"
-        )
-        == []
-    )
+    missing = "[...document.images].filter((image) => image.src && image.complete && !image.naturalWidth).map((image) => image.alt)"
+    assert page.evaluate(missing) == []
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 

@@ -61,9 +61,7 @@ def _process(rank: int, world_size: int, meeting: str, config: TrainConfig, step
         changed.enter_context(contextlib.suppress(Stopped))
         changed.enter_context(mock.patch("dfdc_ray.models.resnet34.ResNet34", Plain))
         changed.enter_context(mock.patch.object(loop, "step", stepping))
-        changed.enter_context(
-            mock.patch.object(loop, "use_bf16", lambda model, device: False)
-        )  # which would round two halves otherwise than a whole
+        changed.enter_context(mock.patch.object(loop, "use_bf16", return_value=False))  # it would round two halves otherwise than a whole
         loop.train_loop(config, prepare(config), rank=rank, world_size=world_size)
     if world_size > 1:
         distributed.destroy_process_group()
