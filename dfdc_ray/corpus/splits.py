@@ -79,9 +79,13 @@ def _by_parts(rule: str, rest: str) -> _Rule:
 
     def by_part(group: str, part: int | None) -> Split:
         if part is None:
-            raise UserError(f"split rule {rule!r} needs DFDC's parts, and group {group!r} belongs to none. Use hash:0 for this corpus.")
+            raise UserError(
+                f"split rule {rule!r} needs DFDC's parts, and group {group!r} belongs to none: a rule such as hash:0 suits any corpus."
+            )
         if part not in split_of:
-            raise UserError(f"split rule {rule!r} says nothing of part {part} (group {group!r}). List it, or use hash:0.")
+            raise UserError(
+                f"split rule {rule!r} says nothing of part {part} (group {group!r}): a rule that lists it does, or one such as hash:0."
+            )
         return split_of[part]
 
     named = ", ".join(f"{split} {listed}" for split, listed in zip(SPLITS, lists, strict=True))

@@ -18,6 +18,7 @@ from rich.table import Table
 from dfdc_ray import storage
 from dfdc_ray.config import CalibrateConfig, EvaluateConfig
 from dfdc_ray.console import console
+from dfdc_ray.corpus import splits
 from dfdc_ray.errors import UserError
 from dfdc_ray.evaluate import calibration, files, tables
 from dfdc_ray.evaluate.aggregate import DEFAULT, RULES, Aggregate, aggregate, describe
@@ -122,7 +123,11 @@ def calibrate(config: CalibrateConfig) -> None:
     fitted = Calibration(rule=rule, a=a, b=b, **counts, unit=scorer.unit, data_hash=manifest.data_hash, weights=weights_of(scorer.config))
     calibration.save(config.checkpoint, fitted)
     before, after = scores[DEFAULT], fitted(scores[rule])
-    rules = Table("rule", title="Frames to video, on validation", caption="each calibrated; nats", caption_justify="left")
+    caption = (
+        f"nats, each calibrated on these very {len(scored)} videos ({counts['reals']} real, {counts['fakes']} fake); "
+        f"{splits.describe(scorer.config['split'])}; data hash {manifest.data_hash[:12]}"
+    )
+    rules = Table("rule", title="Frames to video, on validation", caption=caption, caption_justify="left")
     rules.add_column("log loss", justify="right")
     for one in RULES:
         rules.add_row(one, f"{losses[one]:.4f}" if one in losses else "-", style="bold" if one == rule else None)
@@ -160,10 +165,12 @@ def _faces_seen(config: EvaluateConfig, uri: str, scorer: Scorer) -> tuple[RowTa
     An earlier training, whose weights this one began with, may have been from other faces.
     """
     manifest = read_manifest(uri)
-    if manifest.data_hash != scorer.config["data_hash"]:
+    known = str(scorer.config["data_hash"]).split("; ")  # of several checkpoints each one's
+    if manifest.data_hash not in known:
+        hashes = " and ".join(one[:12] for one in known)
         raise UserError(
-            f"--training-faces {uri} has the data hash {manifest.data_hash[:12]}, but the checkpoint was trained from "
-            f"{scorer.config['data_hash'][:12]}: give the --faces of its training."
+            f"--training-faces {uri} has the data hash {manifest.data_hash[:12]}, but the checkpoint was trained from {hashes}: give the "
+            "--faces of its training."
         )
     rows = samples_of(manifest, clips=scorer.clips)  # so that the same frames are compared
     chosen_by = () if config.split == "validation" else scorer.config.get("validation_groups", ())

@@ -62,7 +62,12 @@ def split_videos(faces: str, rule: str, split: Judged) -> SplitVideos:
     methods, families = ({row["video_id"]: row[name] for row in index} for name in ("method", "family_id"))
     if split == "all" and known:
         return SplitVideos(known, len(rows) - len(known), methods, families)
-    assigned = splits.assign(rule, [row["group_id"] for row in known], [row["part"] for row in known])
+    try:
+        assigned = splits.assign(rule, [row["group_id"] for row in known], [row["part"] for row in known])
+    except UserError as error:
+        raise UserError(
+            f"{faces}: {error} The rule is the checkpoint's: give --split all, which judges every video, by no rule."
+        ) from error
     labelled = [row for row, of in zip(known, assigned, strict=True) if of == split]
     if not labelled:
         counts = ", ".join(f"{name} {assigned.count(name)}" for name in splits.SPLITS)

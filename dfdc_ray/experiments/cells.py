@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -112,12 +113,16 @@ def _every(config: ExperimentsConfig) -> list[Cell]:
     ]
 
 
-def curve(config: ExperimentsConfig, groups: int) -> list[Cell]:
-    """The improved model on a quarter and half of the training groups, over which it goes four times and twice as often: the same steps."""
+def curve(config: ExperimentsConfig, groups: int, steps: Callable[[int], int]) -> list[Cell]:
+    """The improved model on a quarter and half of the training groups, in so many epochs that it takes about as many steps.
+
+    steps: how many an epoch has of so many groups.
+    """
     improved = next(cell for cell in cells(config) if cell.improved)
     counts = sorted({max(1, round(groups * share)) for share in (0.25, 0.5)} - {groups})
+    whole = improved.epochs * steps(groups)
     given = {name: value for name, value in asdict(improved).items() if name not in ("name", "groups", "reported", "epochs")}
     return [
-        Cell(name=f"faces, {count} of {groups} training groups", groups=count, epochs=round(improved.epochs * groups / count), **given)
+        Cell(name=f"faces, {count} of {groups} training groups", groups=count, epochs=round(whole / steps(count)), **given)
         for count in counts
     ]

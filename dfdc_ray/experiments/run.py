@@ -54,7 +54,7 @@ from dfdc_ray.preprocess.run import preprocess
 from dfdc_ray.shards.manifest import read_ledger, read_manifest
 from dfdc_ray.train import memory
 from dfdc_ray.train.loop import train_loop
-from dfdc_ray.train.plan import check_options, prepare
+from dfdc_ray.train.plan import check_options, prepare, steps_an_epoch
 from dfdc_ray.train.run import train
 
 _RETRIES = 3  # of a line of `models`, after as many losses of the machine that makes it
@@ -87,8 +87,13 @@ def report(config: ExperimentsConfig) -> None:
     for number, cell in enumerate(todo, 1):
         console.rule(f"{number} of {len(todo)} and the learning curve: {cell.name}")
         add(cell)
-    groups = len(next(line for line in lines if line.cell.improved).train_groups)
-    for cell in curve(config, groups):
+    improved = next(line for line in lines if line.cell.improved)
+
+    def steps(groups: int) -> int:
+        faces, split = _faces(config, improved.cell, made)
+        return steps_an_epoch(_training(config, replace(improved.cell, groups=groups), faces, split, ""))
+
+    for cell in curve(config, len(improved.train_groups), steps):
         console.rule(f"learning curve: {cell.name}")
         add(cell)
     own = {line.cell.name: table.own_of(line.uri, line.report, config.out) for line in lines}
@@ -125,7 +130,8 @@ def _line(config: ExperimentsConfig, cell: Cell, made: set[str]) -> Line:
     trained: dict[str, Any] = json.loads(storage.read_bytes(storage.join(folder, "train", "best", "config.json")))
     own, videos = _own(faces, split, trained["train_groups"])
     trained_in = f"{trained['device']}, {trained['precision']}" if "device" in trained else None  # older checkpoints do not say
-    return Line(cell, uri, json.loads(storage.read_bytes(uri)), own, videos, trained_in)
+    steps = trained["step"] // trained["epoch"] * cell.epochs
+    return Line(cell, uri, json.loads(storage.read_bytes(uri)), own, videos, steps, trained_in)
 
 
 def _training(config: ExperimentsConfig, cell: Cell, faces: str, split: str, out: str) -> TrainConfig:

@@ -52,8 +52,8 @@ class Own:
 
 @dataclass(frozen=True)
 class Line:
-    """One cell done: its report.json, where that is, the groups that it was trained on, how many videos those have, and on what kind of
-    device in which precision, where that is known.
+    """One cell done: its report.json, where that is, the groups that it was trained on, how many videos those have, in how many steps, and
+    on what kind of device in which precision, where that is known.
     """
 
     cell: Cell
@@ -61,6 +61,7 @@ class Line:
     report: Mapping[str, Any]
     train_groups: tuple[str, ...]
     train_videos: int
+    steps: int
     trained_in: str | None
 
     @property
@@ -143,10 +144,11 @@ def console_table(lines: Sequence[Line], console: Console) -> None:
         "experiments.md has each line's.",
         caption_justify="left",
     )
-    for i in (0, 1, 2, 3, 7):
+    shown = [_HEAD.index(name) for name in ("what", "frame accuracy (95 %)", "report", "always fake", "frame AUC (95 %)", "frames")]
+    for i in shown:
         table.add_column(_HEAD[i], justify="left" if i == 0 else "right")
     for cells in (_always_fake(improved), *map(_cells, lines)):
-        table.add_row(*(cells[i] for i in (0, 1, 2, 3, 7)))
+        table.add_row(*(cells[i] for i in shown))
     console.print(table)
 
 
@@ -221,7 +223,7 @@ def _sections(config: ExperimentsConfig, lines: Sequence[Line], left_out: Mappin
     protocol = (
         f"Every line is judged on core frames of the test split by its own rule ({of_improved['split_rule']}, but where the line is named "
         f"by its split), by which nothing was chosen: the checkpoint is that with the {of_improved['checkpoint_rule']}. Epochs: "
-        f"{epochs}, with a share of the groups so many more that their schedule has as many steps; learning rate "
+        f"{epochs}, with a share of the groups so many more that their schedule has about as many steps; learning rate "
         f"{config.learning_rate:g} and batch {config.batch_size} unless the line says otherwise. Lines differ in their frames, so their "
         f"denominators do too, and in what they were trained on. Intervals are bootstraps over groups{_caution(lines)}; splits by frame "
         "and by family, which take for independent what belongs together, have none. `report`: the founding report's frame accuracy, on "
@@ -243,10 +245,22 @@ def _caution(lines: Sequence[Line]) -> str:
 
 
 def _not_comparable(config: ExperimentsConfig) -> list[str]:
-    if config.weights == "imagenet":
-        return []
+    """What else than the corpus, which cannot be known here, differs from the founding report."""
+    theirs = ExperimentsConfig
+    differs = []
     if config.weights == "none":
-        return ["NOT COMPARABLE with the founding report: it began from ImageNet's weights, these models did not."]
+        differs.append("it began from ImageNet's weights, these models did not")
+    if config.epochs != theirs.epochs:
+        epochs = ("{} epochs of whole frames and {} of faces".format(*each) for each in (theirs.epochs, config.epochs))
+        differs.append("it trained for {}, these for {}".format(*epochs))
+    if config.faces is not None:
+        differs.append("its faces were of frames spread over each video, four times as many of reals, these were made before")
+    elif config.frame_size != theirs.frame_size:
+        differs.append(f"its whole frames had {theirs.frame_size} pixels a side, these {config.frame_size}")
+    if differs:
+        return [f"NOT COMPARABLE with the founding report: {'; '.join(differs)}."]
+    if config.weights == theirs.weights:
+        return []
     return [f"Comparable with the founding report, which began from ImageNet's weights, if {config.weights} are those."]
 
 
@@ -272,10 +286,10 @@ def _sentences(lines: Sequence[Line]) -> list[str]:
             said.append(_compared(f"A split by {by}, {what},", leak, "the split by group", improved, "auc"))
     curve = [line for line in lines if line.cell.groups is not None]
     if curve:
-        points = ", ".join(f"{_number(line.frame['auc'])} with {line.cell.groups}" for line in curve)
+        points = ", ".join(f"{_number(line.frame['auc'])} with {line.cell.groups} ({line.steps:,} steps)" for line in curve)
         groups = "families (who is in two of them is not known)" if alone else "groups"
-        whole = f"{_number(improved.frame['auc'])} with all {len(improved.train_groups)}"
-        said.append(f"Frame AUC by training {groups}, at the best epoch of as many steps: {points}, {whole}.")
+        whole = f"{_number(improved.frame['auc'])} with all {len(improved.train_groups)} ({improved.steps:,})"
+        said.append(f"Frame AUC by training {groups}, at the best epoch of about as many steps: {points}, {whole}.")
     return said
 
 

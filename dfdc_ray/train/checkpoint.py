@@ -10,6 +10,7 @@ does not count as a checkpoint, and one whose files do not match it is refused.
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import shutil
@@ -130,13 +131,14 @@ def step_name(step: int) -> str:
 
 
 def prune(folder: str, *, last: str, keep: int) -> None:
-    """Delete all but the newest checkpoints up to the one just saved, `last`, and what a writer that was killed left half-written.
+    """Delete all but the newest whole checkpoints up to the one just saved, `last`, and what a writer that was killed left half-written.
 
     Those of higher steps are broken: `newest` passed them by. Kept, they would be counted in place of intact ones.
     """
     unfinished = [entry.name for entry in storage.list_dir(folder) if entry.name.startswith(".step-")]
     found = steps(folder)
-    kept = [name for name in found if name <= last][:keep]
+    whole = (name for name in found if name <= last and storage.exists(storage.join(folder, name, "config.json")))  # which comes last
+    kept = list(itertools.islice(whole, keep))
     for name in [name for name in found if name not in kept] + unfinished:
         storage.delete(storage.join(folder, name))
 

@@ -63,9 +63,9 @@ class Plan:
     """The rows of training and validation, and what a checkpoint records of them.
 
     train has the columns group, row, label and group_id only. fake: makes fakes of its reals, for --self-blend. drawn: how many reals and
-    fakes an epoch draws, by each way to balance. prior: share of fakes among the training videos that have a face; with --self-blend among
-    what an epoch draws, with those made of reals. seen: `train_groups`, `train_families` and the like of validation, also those that the
-    first weights were trained on and chosen by. faces_config: how the faces were made. unheard: how many labelled videos were left out for
+    fakes an epoch draws, by each way to balance. prior: share of fakes among the training videos that have a face; where all are real, of
+    those that --self-blend makes of them. seen: `train_groups`, `train_families` and the like of validation, also those that the first
+    weights were trained on and chosen by. faces_config: how the faces were made. unheard: how many labelled videos were left out for
     want of sound. initial: first weights of a fresh run, None when there is a checkpoint to go on from. finished: all epochs are done.
     """
 
@@ -94,7 +94,7 @@ def prepare(config: TrainConfig) -> Plan:
         raise UserError(f"{config.faces} has no labelled face: training needs videos with metadata.json labels.")
     splits = {split: rows.take(split_mask(rows, config.split, split)) for split in SPLITS}
     if config.groups is not None:
-        splits["train"] = _some_groups(splits["train"], config)
+        splits["train"] = _some_groups(splits["train"], config.groups, config.faces)
     core = {split: part.take(part.column("core")) for split, part in splits.items()}
     used = core if config.balance == "none" else core | {"train": splits["train"]}
     counts = {split: _count(part) for split, part in used.items()}
@@ -107,13 +107,14 @@ def prepare(config: TrainConfig) -> Plan:
         _check_same(config, manifest.data_hash, saved.config)
     train = used["train"]
     before = saved.config if saved else _seen_before(config, used)
+    fake = self_blend_of(train, config.self_blend) if config.self_blend else None
     return Plan(
         train=replace(train, table=train.table.select(["group", "row", "label", "group_id"])),  # workers get a copy each
-        fake=self_blend_of(train, config.self_blend) if config.self_blend else None,
+        fake=fake,
         validation=used["validation"],
         counts=counts,
         drawn=drawn,
-        prior=_blended_share(config.self_blend, *drawn[config.balance]) if config.self_blend else counts["train"].fake_share,
+        prior=counts["train"].fake_share or (fake.made(train.labels) if fake else 0.0),
         seen=_seen(used, before),
         data_hash=manifest.data_hash,
         faces_config=manifest.config,
@@ -165,9 +166,9 @@ def describe(plan: Plan, config: TrainConfig) -> None:
         ratio = f"{fakes / reals:.2f}" if reals else "-"
         ways.add_row(way, _WAYS[way], f"{reals:,}", f"{fakes:,}", ratio, style="bold" if way == config.balance else "dim")
     console.print(ways)
-    if config.self_blend:
+    if plan.fake:
         reals, fakes = plan.drawn[config.balance]
-        blended = round(config.self_blend * reals)
+        blended = round(plan.fake.made(plan.train.labels) * reals)
         console.print(
             f"Of about {blended:,} of the real faces of an epoch fakes are made: it has {reals - blended:,} real and {fakes + blended:,} "
             "fake faces.",
@@ -180,18 +181,24 @@ def describe(plan: Plan, config: TrainConfig) -> None:
         console.print("[yellow]Validation has videos of one class only: its AUC is not defined.[/]", soft_wrap=True)
 
 
-def _blended_share(share: float, reals: int, fakes: int) -> float:
-    """Of fakes, when that share of the reals is made fakes of too."""
-    return (fakes + share * reals) / (fakes + reals)
+def steps_an_epoch(config: TrainConfig) -> int:
+    """Of the optimizer, on frames. UserError as `prepare`."""
+    rows = samples_of(read_manifest(config.faces), clips=False, sound=False)
+    rows = rows.take(~np.isnan(rows.labels) & split_mask(rows, config.split, "train"))
+    if config.groups is not None:
+        rows = _some_groups(rows, config.groups, config.faces)
+    if config.balance == "none":
+        rows = rows.take(rows.column("core"))
+    return ShuffledOrder(rows, config.batch_size, config.seed, 1, balance=config.balance).steps_per_epoch
 
 
-def _some_groups(rows: RowTable, config: TrainConfig) -> RowTable:
-    """The rows of --groups groups, the same for every --seed. A smaller number's groups are among those of a larger one."""
+def _some_groups(rows: RowTable, groups: int, faces: str) -> RowTable:
+    """The rows of so many groups, the same for every --seed. A smaller number's groups are among those of a larger one."""
     ids = rows.table["group_id"].cast("string")
     names = sorted(pc.unique(ids).to_pylist())
-    if not 1 <= (config.groups or 0) <= len(names):
-        raise UserError(f"--groups {config.groups}: the training split of {config.faces} has {len(names)}.")
-    chosen = np.random.default_rng(0).permutation(names)[: config.groups]
+    if not 1 <= groups <= len(names):
+        raise UserError(f"--groups {groups}: the training split of {faces} has {len(names)}.")
+    chosen = np.random.default_rng(0).permutation(names)[:groups]
     return rows.take(pc.is_in(ids, value_set=pa.array(chosen.tolist())).to_numpy(zero_copy_only=False))
 
 

@@ -230,7 +230,7 @@ def _without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
     def line(_: ExperimentsConfig, cell: Cell, __: set[str]) -> Line:
         if cell.name in names:
             raise UserError("training has faces of one class only")
-        return Line(cell, "uri", report, ("a", "b", "c", "d"), 8, "cpu, float32")
+        return Line(cell, "uri", report, ("a", "b", "c", "d"), 8, 600, "cpu, float32")
 
     monkeypatch.setattr(run, "_line", line)
     monkeypatch.setattr(run.table, "own_of", lambda uri, report, out: run.table.Own([(b"\x89PNG", "ROC")]))

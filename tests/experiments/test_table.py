@@ -13,6 +13,7 @@ from dfdc_ray.experiments.table import Line, Own, markdown, page, reports
 from dfdc_ray.pages import Section, Table
 
 CONFIG = ExperimentsConfig(corpus=("videos",), out="out")
+STEPS = {1: 10, 2: 15, 4: 20, 8: 40}  # of an epoch of so many groups
 
 
 ALWAYS = {"accuracy": 0.7, "balanced_accuracy": 0.5, "recall_real": 0.0, "recall_fake": 1.0, "auc": 0.5}
@@ -50,9 +51,9 @@ def _videos(groups: int, shift: float) -> list[dict[str, Any]]:
 def _lines(**changed: dict[str, Any]) -> list[Line]:
     """All cells with the same numbers, but for those named by a word of theirs."""
     lines = []
-    for cell in [*cells(CONFIG), *curve(CONFIG, 8)]:
+    for cell in [*cells(CONFIG), *curve(CONFIG, 8, STEPS.__getitem__)]:
         given = next((report for word, report in changed.items() if word in cell.name), _report(0.8, 0.85))
-        lines.append(Line(cell, "uri", given, tuple("abcdefgh"), 1040, "cpu, float32"))
+        lines.append(Line(cell, "uri", given, tuple("abcdefgh"), 1040, 600, "cpu, float32"))
     return lines
 
 
@@ -75,9 +76,9 @@ def test_lines_trained_in_different_precisions_are_pointed_out() -> None:
 
 
 def test_every_line_has_its_own_folder_and_keeps_it() -> None:
-    keys = [cell.key(CONFIG, "a") for cell in [*cells(CONFIG), *curve(CONFIG, 8)]]
+    keys = [cell.key(CONFIG, "a") for cell in [*cells(CONFIG), *curve(CONFIG, 8, STEPS.__getitem__)]]
     assert len(set(keys)) == len(keys) == 13
-    assert keys == [cell.key(CONFIG, "a") for cell in [*cells(CONFIG), *curve(CONFIG, 8)]]
+    assert keys == [cell.key(CONFIG, "a") for cell in [*cells(CONFIG), *curve(CONFIG, 8, STEPS.__getitem__)]]
     other = replace(CONFIG, seed=1)
     assert not set(keys) & {cell.key(other, "a") for cell in cells(other)}
     assert not set(keys) & {cell.key(CONFIG, "b") for cell in cells(CONFIG)}  # other faces
@@ -95,16 +96,20 @@ def test_other_weights_under_the_same_name_are_other_cells(tmp_path: Path) -> No
 
 
 def test_the_learning_curve_has_whole_numbers_of_groups_below_all() -> None:
-    assert [(cell.groups, cell.epochs) for cell in curve(CONFIG, 8)] == [(2, 4 * 15), (4, 2 * 15)]  # of as many steps as all
-    assert [cell.groups for cell in curve(CONFIG, 2)] == [1]
-    assert curve(CONFIG, 1) == []
+    found = [(cell.groups, cell.epochs) for cell in curve(CONFIG, 8, STEPS.__getitem__)]
+    assert found == [(2, 40), (4, 30)]  # of as many steps as all: 15 x 40
+    assert [cell.groups for cell in curve(CONFIG, 2, STEPS.__getitem__)] == [1]
+    assert curve(CONFIG, 1, STEPS.__getitem__) == []
 
 
 def test_groups_that_are_families_are_not_said_to_leak() -> None:
     lines = [replace(line, train_groups=tuple(f"c/family:{i}.mp4" for i in range(8))) for line in _lines()]
     text = markdown(CONFIG, lines)
     assert "A split by family, of which this corpus's groups are made, so that it is another draw, and the split by group: " in text
-    assert "Frame AUC by training families (who is in two of them is not known), at the best epoch of as many steps: 0.8500 with 2" in text
+    assert (
+        "Frame AUC by training families (who is in two of them is not known), at the best epoch of about as many steps: 0.8500 with 2"
+        in text
+    )
     assert "A split by frame, which takes for independent what belongs together, and so leaks," in text
 
 
@@ -167,12 +172,16 @@ def test_every_line_and_the_baseline_beside_the_reports_numbers() -> None:
     improved = next(line for line in table if line.startswith(f"| {IMPROVED_NAME}"))
     assert "| 0.8000 (0.780-0.820) | 0.9400 | 0.7000 |" in improved
     assert "Always saying fake is right in 70.0% of these frames (the report's: 80.75%)." in text
-    assert "Frame AUC by training groups, at the best epoch of as many steps: 0.8500 with 2, 0.8500 with 4, 0.8500 with all 8." in text
+    points = "0.8500 with 2 (600 steps), 0.8500 with 4 (600 steps), 0.8500 with all 8 (600)."
+    assert f"Frame AUC by training groups, at the best epoch of about as many steps: {points}" in text
 
 
 def test_without_imagenet_it_says_that_it_is_not_comparable() -> None:
     assert "NOT COMPARABLE" not in markdown(CONFIG, _lines())
     assert "NOT COMPARABLE" in markdown(replace(CONFIG, weights="none"), _lines())
+    shorter = markdown(replace(CONFIG, epochs=(1, 2), frame_size=96), _lines())
+    assert "it trained for 3 epochs of whole frames and 15 of faces, these for 1 epochs of whole frames and 2 of faces;" in shorter
+    assert "NOT COMPARABLE with the founding report: its faces were" in markdown(replace(CONFIG, corpus=(), faces="f"), _lines())
     from_file = markdown(replace(CONFIG, weights="resnet34.pth"), _lines())
     assert "if resnet34.pth are those." in from_file
     assert "NOT COMPARABLE" not in from_file

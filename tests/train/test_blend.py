@@ -119,6 +119,12 @@ def test_landmarks_are_moved_into_the_picture(monkeypatch: pytest.MonkeyPatch) -
     assert not SelfBlend(1.0, in_frame * np.nan, np.array([[300, 100, 400, 480]], np.int32))(_face(), 0, True)[1]
 
 
+def test_of_how_many_reals_fakes_are_made() -> None:
+    known = np.stack([LANDMARKS] * 4)
+    known[2:] = np.nan
+    assert SelfBlend(0.5, known, np.zeros((4, 4), np.int32)).made(np.array([1, 0, 0, 0])) == pytest.approx(0.5 / 3)
+
+
 def test_without_landmarks_it_is_said_where_they_come_from(rows: RowTable) -> None:
     nulls = pa.nulls(len(rows), rows.table.schema.field("landmarks").type)
     at = rows.table.schema.get_field_index("landmarks")

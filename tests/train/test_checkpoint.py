@@ -87,6 +87,15 @@ def test_prune_keeps_the_newest(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000040", "step-000000300"]
 
 
+def test_prune_counts_whole_ones(tmp_path: Path) -> None:
+    """A run that went on from step 50, since writing 100 was cut off: 50 stays, in case 103 is damaged."""
+    for step in (50, 100, 103):
+        _save(tmp_path / checkpoint.step_name(step))
+    (tmp_path / checkpoint.step_name(100) / "config.json").unlink()
+    checkpoint.prune(str(tmp_path), last=checkpoint.step_name(103), keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-000000050", "step-000000103"]
+
+
 def test_prune_never_takes_what_was_just_saved_for_old(tmp_path: Path) -> None:
     """A run that went on from step 200, since 300 was broken: the broken one is not counted as one of the two that are kept."""
     for step in (100, 200, 300):
