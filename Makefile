@@ -7,13 +7,14 @@ BIN := $(VENV)/bin
 # The package itself comes from this folder, so pip needs no index for it.
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: help demo test test-long lint docs lock setup clean
+.PHONY: help demo test test-long lint notebooks docs lock setup clean
 
 help:
 	@echo "make demo       set up, then the whole way in miniature: generate, preprocess, train, evaluate, score (out/demo)"
 	@echo "make test       set up, then the tests"
 	@echo "make test-long  set up, then the tests that take minutes"
 	@echo "make lint       set up, then ruff and mypy"
+	@echo "make notebooks  set up, then run the notebooks and store their outputs (minutes)"
 	@echo "make docs       set up, then the site of docs/ and the docstrings (out/docs/index.html)"
 	@echo "make setup      only set up: $(VENV) from requirements/all.lock, and the weights of the face detectors"
 	@echo "make lock       resolve requirements/*.lock anew after a change in pyproject.toml"
@@ -33,6 +34,9 @@ lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+notebooks: setup
+	$(BIN)/python notebooks/store.py
 
 docs: setup
 	$(BIN)/python -m sphinx -W --keep-going -n -q -b html docs out/docs

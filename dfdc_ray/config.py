@@ -207,7 +207,7 @@ class TrainConfig:
     loader_workers: int | None = None
     """Processes per worker that decode and augment; 0: the training process does. By default --cpus-per-worker with --gpu, else 0."""
     ingest_actors: int = 0
-    """Instead of them, on a cluster: Ray Data actors per worker, on nodes with CPUs to spare, such as CPU nodes beside those with GPUs."""
+    """Instead of them, on a cluster: Ray Data actors per worker, on nodes with torch and CPUs to spare, beside those with GPUs."""
     checkpoint_minutes: float = 15.0
     """A checkpoint is also written this often within an epoch."""
     cache: str | None = None

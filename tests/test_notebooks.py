@@ -1,4 +1,5 @@
-"""The notebooks run from top to bottom, in their order, on a tiny generated corpus; their stored outputs are small and name no machine."""
+"""The notebooks run from top to bottom, in their order, on a tiny generated corpus; their stored outputs (`make notebooks`) are small and
+name no machine."""
 
 from pathlib import Path
 

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import ray
@@ -44,6 +44,9 @@ from dfdc_ray.shards.dataset import Batch, FaceDataset
 from dfdc_ray.train import checkpoint, memory
 from dfdc_ray.train.network import tell_gloo
 
+if TYPE_CHECKING:
+    from dfdc_ray.train.plan import Plan
+
 CACHE_WAIT_S = 4 * 3600  # instead of torch's half hour
 MAX_FAILURES = 3  # worker groups lost to crashes without a new checkpoint between them; announced pre-emptions do not count
 
@@ -60,7 +63,7 @@ def train(config: TrainConfig) -> None:
     describe(plan, config)
     if plan.finished:
         console.print(f"All {config.epochs} epochs are done already: nothing to do.", highlight=False)
-        _summary(config)
+        _summary(config, plan)
         return
     connect()
     require(cpus=config.workers * (config.cpus_per_worker + config.ingest_actors), gpus=config.workers if config.gpu else 0)
@@ -90,7 +93,7 @@ def train(config: TrainConfig) -> None:
             raise cause from error
         error.add_note("Run the same command again to go on from the newest checkpoint.")
         raise
-    _summary(config)
+    _summary(config, plan)
 
 
 class _Trainer(TorchTrainer):
@@ -242,7 +245,7 @@ def _absolute(config: TrainConfig) -> TrainConfig:
     )
 
 
-def _summary(config: TrainConfig) -> None:
+def _summary(config: TrainConfig, plan: "Plan") -> None:
     from dfdc_ray.train.loop import SELECTION
     from dfdc_ray.train.plan import checkpoints
 
@@ -250,7 +253,11 @@ def _summary(config: TrainConfig) -> None:
     assert saved is not None
     history = saved.config["history"]
     best = min(history, key=lambda entry: entry["video_log_loss"])
-    caption = f"{describe_split(config.split)}; core frames or clips; data hash {saved.config['data_hash'][:12]}"
+    judged = plan.counts["validation"]
+    caption = (
+        f"{judged.real_videos:,} real and {judged.fake_videos:,} fake videos of {judged.groups:,} groups, "
+        f"{judged.real_rows + judged.fake_rows:,} core frames or clips; {describe_split(config.split)}; data hash {plan.data_hash[:12]}"
+    )
     table = Table(title="Validation", caption=caption, caption_justify="left")
     for name in ("epoch", "train loss", "frame log loss", "frame AUC", "video log loss", "video AUC", "images /s", "data wait"):
         table.add_column(name, justify="right")

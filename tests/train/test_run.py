@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -61,6 +62,7 @@ def test_two_workers_then_nothing_to_do(tmp_path: Path, capsys: pytest.CaptureFi
     assert "Reporting training result" not in written.out + written.err  # Ray's own words for what we print as a line
     assert "epoch 1 of 1 done" in written.out + written.err
     assert "* best, by the lowest validation video log loss" in written.out
+    assert re.search(r"\d+ real and \d+ fake videos of \d+ groups", written.out)  # on which that was taken
     with_two = checkpoint.load(f"{tmp_path}/out/best").config
     alone = _config(tmp_path, out=str(tmp_path / "alone"))
     history = train_loop(alone, prepare(alone))
