@@ -251,8 +251,8 @@ def _not_comparable(config: ExperimentsConfig) -> list[str]:
     if config.weights == "none":
         differs.append("it began from ImageNet's weights, these models did not")
     if config.epochs != theirs.epochs:
-        epochs = ("{} epochs of whole frames and {} of faces".format(*each) for each in (theirs.epochs, config.epochs))
-        differs.append("it trained for {}, these for {}".format(*epochs))
+        (whole, faces), (ours_whole, ours) = theirs.epochs, config.epochs
+        differs.append(f"it trained whole frames for {whole} epochs and faces for {faces}, these for {ours_whole} and {ours}")
     if config.faces is not None:
         differs.append("its faces were of frames spread over each video, four times as many of reals, these were made before")
     elif config.frame_size != theirs.frame_size:

@@ -180,7 +180,7 @@ def test_without_imagenet_it_says_that_it_is_not_comparable() -> None:
     assert "NOT COMPARABLE" not in markdown(CONFIG, _lines())
     assert "NOT COMPARABLE" in markdown(replace(CONFIG, weights="none"), _lines())
     shorter = markdown(replace(CONFIG, epochs=(1, 2), frame_size=96), _lines())
-    assert "it trained for 3 epochs of whole frames and 15 of faces, these for 1 epochs of whole frames and 2 of faces;" in shorter
+    assert "it trained whole frames for 3 epochs and faces for 15, these for 1 and 2; its whole frames had 400 pixels" in shorter
     assert "NOT COMPARABLE with the founding report: its faces were" in markdown(replace(CONFIG, corpus=(), faces="f"), _lines())
     from_file = markdown(replace(CONFIG, weights="resnet34.pth"), _lines())
     assert "if resnet34.pth are those." in from_file
