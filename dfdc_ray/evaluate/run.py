@@ -123,16 +123,13 @@ def calibrate(config: CalibrateConfig) -> None:
     fitted = Calibration(rule=rule, a=a, b=b, **counts, unit=scorer.unit, data_hash=manifest.data_hash, weights=weights_of(scorer.config))
     calibration.save(config.checkpoint, fitted)
     before, after = scores[DEFAULT], fitted(scores[rule])
-    caption = (
-        f"nats, each calibrated on these very {len(scored)} videos ({counts['reals']} real, {counts['fakes']} fake); "
-        f"{splits.describe(scorer.config['split'])}; data hash {manifest.data_hash[:12]}"
-    )
-    rules = Table("rule", title="Frames to video, on validation", caption=caption, caption_justify="left")
+    rules = Table("rule", title="Frames to video, on validation", caption="each calibrated; nats", caption_justify="left")
     rules.add_column("log loss", justify="right")
     for one in RULES:
         rules.add_row(one, f"{losses[one]:.4f}" if one in losses else "-", style="bold" if one == rule else None)
     console.print(rules)
     console.print(
+        f"{splits.describe(scorer.config['split'])}; data hash {manifest.data_hash[:12]}.\n"
         f"A video's score: {describe(rule)}.\n{fitted.describe()}.\nOn these very videos: log loss {log_losses(before, labels).mean():.4f} "
         f"before, {log_losses(after, labels).mean():.4f} after; calibration error {calibration.error(before, labels):.4f} before, "
         f"{calibration.error(after, labels):.4f} after. `evaluate` says what it does to videos that nothing was fitted to.",
