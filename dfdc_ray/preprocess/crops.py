@@ -5,7 +5,7 @@
 
 OUT holds what preprocess leaves for a reader: index.parquet, ledger.parquet, manifest.json and faces/. Pictures stay as they are, to the
 byte; each is decoded once to see that it can be, and with --landmarks looked at by a face detector. Rows come in order of group, video
-and frame; a row group is of one group.
+and frame. A row group is of one group or of several small ones, whole: a reader pays for each row group, and a group may be one picture.
 """
 
 import io
@@ -43,6 +43,7 @@ from dfdc_ray.shards.write import parquet_writer
 T = TypeVar("T")
 LANDMARKS_BY = "centerface"  # of our detectors the one that gives all five
 _ROW_GROUP, _FILE = 16 << 20, 256 << 20  # bytes of pictures, about
+_SHARED = 1 << 20  # and of small groups that share a row group: little, so that a window of training (shards/order.py) mixes many of them
 
 
 @dataclass(frozen=True)
@@ -183,10 +184,23 @@ def _write(
 
 
 def _row_groups(videos: list[_Video], read: Callable[[_Video], _Read]) -> Iterator[list[dict[str, Any]]]:
+    small: list[dict[str, Any]] = []  # rows of whole groups that share a row group
+    held = 0
     for _, some in groupby(videos, key=lambda video: video.facts["group_id"]):
-        for portion in _portions((read(video) for video in some), _ROW_GROUP, lambda found: found.bytes):
-            if rows := [row for found in portion for row in found.rows]:
+        for number, portion in enumerate(_portions(map(read, some), _ROW_GROUP, lambda found: found.bytes)):
+            rows = [row for found in portion for row in found.rows]
+            size = sum(found.bytes for found in portion)
+            alone = number > 0 or size >= _SHARED  # the rest of a large group is part of it, however small
+            if small and (alone or held >= _SHARED):
+                yield small
+                small, held = [], 0
+            if not alone:
+                small += rows
+                held += size
+            elif rows:
                 yield rows
+    if small:
+        yield small
 
 
 def _portions(items: Iterable[T], most: int, size: Callable[[T], int]) -> Iterator[list[T]]:

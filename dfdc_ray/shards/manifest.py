@@ -31,7 +31,7 @@ class ShardFile:
 class Manifest:
     """The content of manifest.json.
 
-    kind: plain (of preprocess: a file a family, a row group a video) or packed (shuffled, large row groups).
+    kind: plain (of preprocess: a file a family, a row group a video; of import: large files) or packed (shuffled, large row groups).
     data_hash: identifies the rows and their order. config: the preprocessing that made the rows.
     """
 

@@ -1,9 +1,10 @@
 """Packing: which rows of a preprocess output go into which large shard, and the bytes of one such shard. Knows nothing of Ray.
 
 Groups are put into sets: a large one (a DFDC part) is a set by itself, small ones are put together until they are about a shard. No shard
-has rows of two sets, so a split that keeps groups whole reads whole shards, but for those of small groups. Within a set the source files
-(families) are shuffled and cut into shards of equal size; within a shard the tracks are shuffled and cut into row groups. So each source
-file is read once, but for those at a cut, and a row group has tracks of many families.
+has rows of two sets, so a split that keeps groups whole reads whole shards, but for those of small groups; such that share a row group of
+the source, as `import` writes it, stay together. Within a set the source files (families) are shuffled and cut into shards of equal size;
+within a shard the tracks are shuffled and cut into row groups. So each source file is read once, but for those at a cut, and a row group
+has tracks of many families.
 """
 
 import hashlib
@@ -11,6 +12,7 @@ import io
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -102,7 +104,10 @@ def build(shard: Shard, *, seed: int, row_group_bytes: float) -> Packed:
 
 @dataclass(frozen=True)
 class _RowGroups:
-    """Every row group of the source, int64 [G] each: file, number in the file, rows, bytes of its images, number of its group_id."""
+    """Every row group of the source, int64 [G] each: file, number in the file, rows, bytes of its images, number of its group_id.
+
+    Those of a row group with several groups are whole in it, and have one number.
+    """
 
     file: np.ndarray
     number: np.ndarray
@@ -114,22 +119,33 @@ class _RowGroups:
 def _scan(files: Sequence[ShardFile]) -> _RowGroups:
     with ThreadPoolExecutor(_THREADS) as pool:
         footers = list(pool.map(_footer, files))
+    _check_groups([(*span, file.uri) for file, (_, _, spans) in zip(files, footers, strict=True) for span in spans])
     counts = [len(rows) for rows, _, _ in footers]
     rows, sizes = (np.concatenate([np.array(footer[i], np.int64) for footer in footers]) for i in (0, 1))
-    group = np.unique(np.array([name for _, _, names in footers for name in names]), return_inverse=True)[1]
+    group = np.unique(np.array([first for _, _, spans in footers for first, _ in spans]), return_inverse=True)[1]
     number = np.concatenate([np.arange(n) for n in counts])
     return _RowGroups(np.repeat(np.arange(len(files)), counts), number, rows, sizes, group)
 
 
-def _footer(file: ShardFile) -> tuple[list[int], list[int], list[str]]:
-    """Of each row group the rows, the bytes of its images, and its group_id."""
+def _check_groups(spans: list[tuple[str, str, str]]) -> None:
+    """Given first and last group_id and file of each row group: UserError if one with several groups may not have them whole."""
+    for before, (first, last, uri) in pairwise(sorted(spans)):
+        if first <= before[1] and not before[0] == before[1] == first == last:
+            raise UserError(
+                f"{uri} has a row group of several groups, of which one is elsewhere too: it is not an output of `dfdc-ray preprocess` or "
+                "`import`."
+            )
+
+
+def _footer(file: ShardFile) -> tuple[list[int], list[int], list[tuple[str, str]]]:
+    """Of each row group the rows, the bytes of its images, and the first and the last group_id in it."""
     with open_shard(file) as (parquet, _):
         image, group = parquet.schema.names.index("bytes"), parquet.schema.names.index("group_id")
         found = [parquet.metadata.row_group(i) for i in range(parquet.num_row_groups)]
         ids = [row_group.column(group).statistics for row_group in found]
-        if not all(s is not None and s.has_min_max and s.min == s.max for s in ids):
-            raise UserError(f"{file.uri} has a row group that is not of one group_id: it is not an output of `dfdc-ray preprocess`.")
-        return [g.num_rows for g in found], [g.column(image).total_uncompressed_size for g in found], [s.min for s in ids]
+        if not all(s is not None and s.has_min_max for s in ids):
+            raise UserError(f"{file.uri} does not say which groups it has: it is not an output of `dfdc-ray preprocess` or `import`.")
+        return [g.num_rows for g in found], [g.column(image).total_uncompressed_size for g in found], [(s.min, s.max) for s in ids]
 
 
 def _sets(sizes: np.ndarray, target: float, rng: np.random.Generator) -> np.ndarray:

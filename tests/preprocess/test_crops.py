@@ -19,6 +19,7 @@ from dfdc_ray.errors import UserError
 from dfdc_ray.preprocess import crops
 from dfdc_ray.preprocess.crops import import_crops
 from dfdc_ray.serve.score import _settings
+from dfdc_ray.shards.dataset import encoded
 from dfdc_ray.shards.manifest import read_ledger, read_manifest
 from dfdc_ray.shards.pack import build, plan
 from dfdc_ray.shards.rows import read_rows, split_mask
@@ -85,6 +86,34 @@ def test_it_is_read_split_and_packed_like_what_preprocess_writes(tmp_path, monke
     assert split_mask(rows, "parts:0/1/2", "validation").sum() == 20
     packed = [build(shard, seed=0, row_group_bytes=4000) for shard in plan(manifest, seed=0, shard_bytes=20_000)]
     assert sum(shard.rows for shard in packed) == 60
+
+
+def test_groups_of_one_picture_share_row_groups(tmp_path, monkeypatch):
+    """A row group for each would cost training more than the pictures do. A large group has its own, and none of both is cut."""
+    monkeypatch.setattr(crops, "_SHARED", 10_000)
+    monkeypatch.setattr(crops, "_ROW_GROUP", 20_000)
+    monkeypatch.setattr(crops, "_FILE", 100_000)
+    many = [row(f"{i:03d}", ("REAL", "FAKE")[i % 2], jpeg=picture(i), group="125" if 100 <= i < 150 else f"{i:03d}") for i in range(350)]
+    imported(tmp_path / "out", parquet(tmp_path, many))
+    manifest = read_manifest(str(tmp_path / "out"))
+    rows = read_rows(manifest)
+    assert len(manifest.files) > 1
+    assert 10 < len(rows.groups) < 40
+    names, place = np.array(rows.table["group_id"].to_pylist()), rows.column("group")
+    in_row_group = [set(names[place == number]) for number in range(len(rows.groups))]
+    assert in_row_group.count({"crops/group:125"}) > 1
+    assert sum(map(len, in_row_group)) == 300 + in_row_group.count({"crops/group:125"})
+
+    test = rows.take(split_mask(rows, "hash:0", "test"))
+    assert 20 < len(test) < 200
+    pictures = {f"crops/{one['video']}": one["jpeg"] for one in many}
+    assert [found for (found,) in encoded(test, range(len(test)))] == [pictures[name] for name in test.table["video_id"].to_pylist()]
+
+    shards = [build(shard, seed=0, row_group_bytes=9000) for shard in plan(manifest, seed=0, shard_bytes=40_000)]
+    packed = [{cell["group_id"] for cell in shard.cells} for shard in shards]
+    assert sum(shard.rows for shard in shards) == 350
+    assert {"crops/group:125"} in packed
+    assert sum(len(some - {"crops/group:125"}) for some in packed) == 300
 
 
 def test_twice_the_same_gives_the_same_bytes_and_something_else_is_refused(tmp_path):

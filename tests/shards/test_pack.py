@@ -173,6 +173,14 @@ def test_a_family_larger_than_a_shard_is_cut_between_videos(tmp_path: Path) -> N
     assert _rows(manifest).equals(_rows(read_manifest(str(folder))))
 
 
+def test_a_group_that_is_cut_between_row_groups_of_several_is_refused(tmp_path: Path) -> None:
+    folder = write_face_shards(tmp_path / "faces", families=2)
+    index = FACES.get_field_index("group_id")
+    _rewrite(folder, lambda _, table: table.set_column(index, "group_id", pa.array(["a", *["b"] * (len(table) - 1)])))
+    with pytest.raises(UserError, match=r"\.parquet has a row group of several groups, of which one is elsewhere too"):
+        pack_shards(folder, tmp_path / "out")
+
+
 def test_whole_frames_have_no_track(tmp_path: Path) -> None:
     folder = write_face_shards(tmp_path / "faces", families=2)
     index = FACES.get_field_index("track_id")
