@@ -82,7 +82,8 @@ class PreprocessConfig:
 class ImportConfig:
     """Turn face crops that are there already into shards.
 
-    From Parquet, a CSV of paths, or folders real/ and fake/; the shards are like those of preprocess.
+    From Parquet, a CSV of paths, or folders real/ and fake/; the shards are like those of preprocess. Labels are REAL and FAKE, or numbers:
+    0 is real and 1 is fake, unless the Parquet names them otherwise (ClassLabel of Hugging Face).
     """
 
     crops: Uris

@@ -2,11 +2,13 @@
 
 Parquet and CSV have the columns video and label, and as far as they are known original, method, part, group and frame. Parquet has the
 picture in jpeg, png or image (bytes, or Hugging Face's struct of bytes and path); CSV its path in `path`, relative to the CSV. Labels are
-REAL and FAKE in any case, or 0 and 1 (fake). In a folder a subfolder of real/ or fake/ is a video, as is a picture directly in them.
+REAL and FAKE in any case, or numbers: those that a Parquet file written by Hugging Face's datasets names (ClassLabel), else 0 is real and 1
+is fake. In a folder a subfolder of real/ or fake/ is a video, as is a picture directly in them.
 """
 
 import csv
 import io
+import json
 import posixpath
 import re
 from collections import OrderedDict
@@ -91,13 +93,32 @@ def _parquet(uri: str) -> Iterator[Crop]:
         kind = next((field.type for field in kind if field.name == "bytes"), kind)
     if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_null(kind)):
         raise UserError(f"{uri}: the column {image!r} holds {kind}, not the bytes of pictures. For paths of pictures give a .csv file.")
+    labels = _class_labels(uri, file.schema_arrow)
     pictures = _Pictures(file, column)
     row_number = 0
     for number in range(file.num_row_groups):
         table = file.read_row_group(number, columns=[name for name in _FACTS if name in names])
         for row, facts in enumerate(table.to_pylist()):
+            facts["label"] = labels.get(_text(facts["label"]), facts["label"])
             yield _crop(facts, given=uri, source=uri, where=f"{uri}, row {row_number}", read=partial(pictures.read, number, row))
             row_number += 1
+
+
+def _class_labels(uri: str, schema: pa.Schema) -> dict[str, str | None]:
+    """What the numbers in `label` mean by Hugging Face's metadata, whose folders are sorted: fake is 0. Empty where they have no names.
+
+    UserError for other names than real and fake.
+    """
+    try:
+        names = json.loads((schema.metadata or {})[b"huggingface"])["info"]["features"]["label"]["names"] or []
+    except (KeyError, TypeError, ValueError):  # not of Hugging Face, or the column is no ClassLabel
+        return {}
+    if any(str(name).upper() not in _LABELS for name in names):
+        raise UserError(
+            f"{uri}: its labels are of the classes {', '.join(map(repr, names))} (ClassLabel), and only real and fake are known. Rename "
+            "the classes, or write REAL and FAKE into the column label as text."
+        )
+    return {str(number): str(name) for number, name in enumerate(names)} | {"-1": None} if names else {}  # -1: Hugging Face's unlabelled
 
 
 class _Pictures:

@@ -207,6 +207,38 @@ def test_a_csv_and_what_is_damaged_or_absent(tmp_path, capsys):
     assert "error: crops/c: decode 1 of 1 pictures damaged" in capsys.readouterr().out
 
 
+def of_hugging_face(folder: Path, labels: list[Any], feature: dict[str, Any]) -> str:
+    """A table as `datasets` writes it: what the column label is, is in the metadata of the schema."""
+    table = pa.Table.from_pylist([row(f"v{i}", label) for i, label in enumerate(labels)])
+    metadata = {"huggingface": json.dumps({"info": {"features": {"video": {"dtype": "string", "_type": "Value"}, "label": feature}}})}
+    pq.write_table(table.replace_schema_metadata(metadata), folder / "crops.parquet")
+    return str(folder / "crops.parquet")
+
+
+@pytest.mark.parametrize(
+    ("feature", "given", "means"),
+    [
+        ({"names": ["fake", "real"], "_type": "ClassLabel"}, [0, 1, -1, None], ["FAKE", "REAL", None, None]),
+        ({"names": ["Real", "FAKE"], "_type": "ClassLabel"}, [0, 1], ["REAL", "FAKE"]),
+        ({"names": ["0", "1"], "_type": "ClassLabel"}, [0, 1], ["REAL", "FAKE"]),
+        ({"dtype": "int64", "_type": "Value"}, [0, 1], ["REAL", "FAKE"]),
+        ({"names": ["fake", "real"], "_type": "ClassLabel"}, ["fake", "real"], ["FAKE", "REAL"]),
+    ],
+)
+def test_numbers_mean_what_hugging_face_says(feature, given, means, tmp_path):
+    found = imported(tmp_path / "out", of_hugging_face(tmp_path, given, feature))
+    assert [r["label"] for r in found] == means
+
+
+def test_classes_that_are_not_known_are_refused(tmp_path):
+    source = of_hugging_face(tmp_path, [0, 1], {"names": ["original", "swap"], "_type": "ClassLabel"})
+    with pytest.raises(UserError, match=r"crops\.parquet: its labels are of the classes 'original', 'swap' .* Rename the classes"):
+        imported(tmp_path / "out", source)
+    source = of_hugging_face(tmp_path, [0, 2], {"names": ["real", "fake"], "_type": "ClassLabel"})
+    with pytest.raises(UserError, match="row 1: the label '2' is not known"):
+        imported(tmp_path / "out", source)
+
+
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
