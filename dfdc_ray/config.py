@@ -96,6 +96,8 @@ class ImportConfig:
     """Margin with which the crops were cut, as of preprocess; unset: it is not known, so `predict` cannot cut a video's faces alike."""
     landmarks: bool = False
     """Find eyes, nose and mouth in each crop with CenterFace, which `train --self-blend` wants; most of the time goes there."""
+    max_error_share: float = 0.01
+    """Exit code 1, when all the rest is written, if a larger share of the pictures was absent or damaged."""
 
 
 @dataclass(frozen=True, kw_only=True)

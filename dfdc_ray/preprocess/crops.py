@@ -34,7 +34,7 @@ from dfdc_ray.preprocess import receipts as rc
 from dfdc_ray.preprocess.crop_sources import Crop, read_source
 from dfdc_ray.preprocess.plan import units
 from dfdc_ray.preprocess.receipts import LEDGER
-from dfdc_ray.preprocess.summary import print_summary
+from dfdc_ray.preprocess.summary import Losses, check_error_share, print_losses, print_summary, too_many_losses
 from dfdc_ray.shards.format import FORMAT_VERSION
 from dfdc_ray.shards.output import claim, write_data
 from dfdc_ray.shards.schema import FACES
@@ -56,15 +56,20 @@ class _Video:
 
 @dataclass(frozen=True)
 class _Read:
-    """One video with its pictures: rows for the shard, the bytes of their pictures, and its ledger row."""
+    """One video with its pictures: rows for the shard, the bytes of their pictures, its ledger row, and where those are that are lost."""
 
     rows: list[dict[str, Any]]
     bytes: int
     ledger: dict[str, Any]
+    absent: list[str]
+    damaged: list[str]
 
 
 def import_crops(config: ImportConfig) -> None:
-    """The `import` command. UserError for sources that are none, facts that contradict each other, and an output of something else."""
+    """The `import` command. UserError for sources that are none, facts that contradict each other, and an output of something else; also,
+    after all the rest was written, when more pictures were absent or damaged than --max-error-share allows.
+    """
+    check_error_share(config.max_error_share)
     if config.margin is not None and config.margin < 0:
         raise UserError(f"--margin {config.margin}: must not be negative.")
     if len({storage.absolute(uri) for uri in config.crops}) < len(config.crops):
@@ -92,10 +97,14 @@ def import_crops(config: ImportConfig) -> None:
     rows = publish.remember(out, index).to_pylist()
     rows.sort(key=lambda row: (row["group_id"], row["family_id"], row["video_id"]))
     videos = [_Video(row, by_name[row["video_id"].removeprefix(f"{config.corpus}/")]) for row in rows]
-    files, ledger = _write(out, videos, {unit.family_id: unit.unit_id for unit in units(index)}, detector)
+    files, ledger, losses = _write(out, videos, {unit.family_id: unit.unit_id for unit in units(index)}, detector)
     ledger.sort(key=lambda row: row["video_id"])
     table = publish.write(out, ledger, files, config=settings, versions=rc.versions())
     print_summary(table, seconds=time.monotonic() - start)
+    listed = sum(len(video.crops) for video in videos)
+    print_losses(losses, listed)
+    if wrong := too_many_losses(losses, listed, config.max_error_share):
+        raise UserError(wrong)
 
 
 def _say_strangers(by_name: Mapping[str, list[Crop]]) -> None:
@@ -160,10 +169,11 @@ def _found(crops: list[Crop]) -> FoundVideo:
 
 def _write(
     out: str, videos: list[_Video], unit_ids: dict[str, str], detector: Detector | None
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Write faces/; return the manifest's files and the ledger's rows."""
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]], Losses]:
+    """Write faces/; return the manifest's files, the ledger's rows, and what was lost."""
     files: list[dict[str, Any]] = []
     ledger: list[dict[str, Any]] = []
+    losses = Losses()
     pictures = with_landmarks = 0
     with Work("import", total=sum(len(video.crops) for video in videos), unit="pictures") as progress:
 
@@ -173,14 +183,16 @@ def _write(
             ledger.append(found.ledger)
             pictures += len(found.rows)
             with_landmarks += sum(row["landmarks"] is not None for row in found.rows)
-            progress.advance(len(video.crops))
+            losses.absent += found.absent
+            losses.damaged += found.damaged
+            progress.advance(len(video.crops), detail=f"{len(losses):,} of them absent or damaged" if losses else "")
             return found
 
         for row_groups in _portions(_row_groups(videos, read), _FILE, lambda rows: sum(len(row["image"]["bytes"]) for row in rows)):
             files.append(_file(out, row_groups))
     if detector:
         console.print(f"Landmarks found in {with_landmarks:,} of {pictures:,} pictures ({detector.name}).", highlight=False)
-    return files, ledger
+    return files, ledger, losses
 
 
 def _row_groups(videos: list[_Video], read: Callable[[_Video], _Read]) -> Iterator[list[dict[str, Any]]]:
@@ -226,18 +238,21 @@ def _file(out: str, row_groups: list[list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def _read(video: _Video, unit_id: str, detector: Detector | None) -> _Read:
-    """Its pictures, those that can be decoded; one that is damaged or absent is left out, counted, and named in the ledger."""
+    """Its pictures, those that can be decoded. One that is damaged or absent is left out, named in the ledger, and counts there as a frame
+    that was sampled and has no face.
+    """
     ids = {name: video.facts[name] for name in ("corpus", "video_id", "family_id", "group_id", "part", "label", "method", "original")}
     rows, damaged, absent, size = [], [], [], 0
     for crop, frame in zip(video.crops, _frames(video), strict=True):
+        place = crop.where if crop.source in crop.where else f"{crop.source} ({crop.where})"
         try:
             picture = crop.read()
             rgb = decode(picture)
         except FileNotFoundError:
-            absent.append(crop.where)
+            absent.append(place)
             continue
         except ValueError:
-            damaged.append(crop.where)
+            damaged.append(place)
             continue
         size += len(picture)
         height, width = rgb.shape[:2]
@@ -257,9 +272,9 @@ def _read(video: _Video, unit_id: str, detector: Detector | None) -> _Read:
     stage = "decode" if damaged else "open" if absent else None
     ledger: dict[str, Any] = dict.fromkeys(LEDGER.names)
     ledger |= ids | {"unit_id": unit_id, "generation": 0, "status": status, "stage": stage, "error": "; ".join(trouble) or None}
-    ledger |= {"frames_wanted": len(video.crops), "frames_decoded": len(rows)}
-    ledger |= dict.fromkeys(("core_decoded", "frames_with_face", "faces"), len(rows))
-    return _Read(rows, size, ledger)
+    ledger |= dict.fromkeys(("frames_wanted", "frames_decoded", "core_decoded"), len(video.crops))
+    ledger |= dict.fromkeys(("frames_with_face", "faces"), len(rows))
+    return _Read(rows, size, ledger, absent, damaged)
 
 
 def _landmarks(detector: Detector, rgb: np.ndarray) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from dfdc_ray.preprocess import receipts as rc
 from dfdc_ray.preprocess.patience import patiently, process_patiently
 from dfdc_ray.preprocess.plan import Unit, Video, units
 from dfdc_ray.preprocess.settings import Settings, settings_of
-from dfdc_ray.preprocess.summary import not_done, print_summary, too_many_errors
+from dfdc_ray.preprocess.summary import check_error_share, not_done, print_summary, too_many_errors
 from dfdc_ray.preprocess.supervise import Worker
 from dfdc_ray.preprocess.unit import Guide, VideoResult, process_unit
 from dfdc_ray.storage import Traffic
@@ -120,8 +120,7 @@ def _check_limits(config: PreprocessConfig) -> None:
     for name, least in smallest.items():
         if getattr(config, name) < least:
             raise UserError(f"--{name.replace('_', '-')} {getattr(config, name)}: must be at least {least}.")
-    if not 0 <= config.max_error_share <= 1:
-        raise UserError(f"--max-error-share {config.max_error_share}: must be between 0 (none may fail) and 1 (all may).")
+    check_error_share(config.max_error_share)
     if config.workers is not None and config.workers < 1:
         raise UserError(f"--workers {config.workers}: must be at least 1.")
 

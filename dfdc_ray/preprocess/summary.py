@@ -2,11 +2,13 @@
 
 import re
 from collections import Counter
+from dataclasses import dataclass, field
 
 import pyarrow as pa
 from rich.table import Table
 
 from dfdc_ray.console import console, duration, printable
+from dfdc_ray.errors import UserError
 
 
 def print_summary(ledger: pa.Table, *, seconds: float) -> None:
@@ -37,6 +39,26 @@ def print_summary(ledger: pa.Table, *, seconds: float) -> None:
     console.print(f"Took {duration(seconds)}.")
 
 
+@dataclass
+class Losses:
+    """Where the pictures are that were listed for an import and could not be had."""
+
+    absent: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.absent) + len(self.damaged)
+
+
+def print_losses(losses: Losses, listed: int) -> None:
+    """How many of the listed pictures are lost, if some are."""
+    if losses:
+        how = f"{len(losses.absent):,} absent, {len(losses.damaged):,} damaged"
+        first = printable((losses.absent or losses.damaged)[0])
+        said = f"{len(losses):,} of {listed:,} pictures could not be had: {how}; first: {first}"
+        console.print(said, style="yellow", highlight=False, markup=False, soft_wrap=True)
+
+
 def not_done(failures: dict[str, str]) -> str:
     reasons = "\n".join(f"  {unit_id}: {reason}" for unit_id, reason in list(failures.items())[:10])
     what = f"{len(failures)} units were not done because storage or the machine failed"
@@ -56,6 +78,23 @@ def too_many_errors(ledger: pa.Table, planned: set[str], most: float) -> list[st
         f"allows. Most often:\n{common}\nThe rest is done and published; ledger.parquet names each. --retry error poison does them again; "
         "a larger --max-error-share accepts them."
     ]
+
+
+def too_many_losses(losses: Losses, listed: int, most: float) -> str:
+    """What to say if a larger share of the listed pictures than `most` is lost."""
+    if len(losses) <= most * listed:
+        return ""
+    return (
+        f"{len(losses):,} of {listed:,} pictures ({len(losses) / listed:.2%}) were absent or damaged, more than --max-error-share {most:g} "
+        "allows. The rest is written; ledger.parquet says what each video lacks. Bring them back and run the same command again; a larger "
+        "--max-error-share accepts it as it is."
+    )
+
+
+def check_error_share(most: float) -> None:
+    """UserError if --max-error-share is no share."""
+    if not 0 <= most <= 1:
+        raise UserError(f"--max-error-share {most}: must be between 0 (none may fail) and 1 (all may).")
 
 
 def _without_numbers(text: str) -> str:

@@ -190,7 +190,7 @@ def test_a_csv_and_what_is_damaged_or_absent(tmp_path, capsys):
         {"path": "pictures/bad.jpg", "video": "c", "label": "real", "group": "bob"},
         {"path": "pictures/gone.jpg", "video": "d", "label": "fake", "group": "bob"},
     ]
-    found = imported(tmp_path / "out", write_csv(tmp_path, rows))
+    found = imported(tmp_path / "out", write_csv(tmp_path, rows), max_error_share=0.6)
     assert [(r["video_id"], r["frame"], r["group_id"], r["method"]) for r in found] == [
         ("crops/a", 5, "crops/group:anna", None),
         ("crops/b", 0, "crops/group:anna", "swap"),
@@ -204,7 +204,45 @@ def test_a_csv_and_what_is_damaged_or_absent(tmp_path, capsys):
     }
     assert "line 6" in ledger["crops/d"]["error"]
     assert "1 of 2 pictures damaged" in ledger["crops/a"]["error"]
-    assert "error: crops/c: decode 1 of 1 pictures damaged" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "error: crops/c: decode 1 of 1 pictures damaged" in said
+    gone = f"{tmp_path}/pictures/gone.jpg ({tmp_path}/list.csv, line 6)"
+    assert f"3 of 5 pictures could not be had: 1 absent, 2 damaged; first: {gone}" in said
+
+
+def test_too_many_lost_pictures_fail_the_import_after_the_rest_is_written(tmp_path, capsys):
+    """Of each video one picture of ten is there: it stays, and the ledger counts all ten as sampled."""
+    rows = [{"path": f"{video}{i}.jpg", "video": video, "label": "real" if video < "c" else "fake"} for video in "abcd" for i in range(10)]
+    source = write_csv(tmp_path, rows)
+    for video in "abc":
+        (tmp_path / f"{video}0.jpg").write_bytes(picture(0))
+    assert main(["import", "--crops", source, "--out", str(tmp_path / "out")]) == 1
+    said = capsys.readouterr()
+    assert f"37 of 40 pictures could not be had: 37 absent, 0 damaged; first: {tmp_path}/a1.jpg" in said.out
+    assert "37 of 40 pictures (92.50%) were absent or damaged, more than --max-error-share 0.01 allows" in " ".join(said.err.split())
+    assert len(read_rows(read_manifest(str(tmp_path / "out")))) == 3
+    names = ("status", "frames_wanted", "frames_decoded", "core_decoded", "frames_with_face", "faces")
+    ledger = [tuple(r[name] for name in names) for r in read_ledger(str(tmp_path / "out")).to_pylist()]
+    assert ledger == [("ok", 10, 10, 10, 1, 1)] * 3 + [("missing", 10, 10, 10, 0, 0)]
+
+    assert main(["import", "--crops", source, "--out", str(tmp_path / "out"), "--max-error-share", "0.95"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "import: 40 of 40 pictures" in said
+    assert "37 of them absent or damaged" in said
+    assert "3 of 30" in said
+    for one in rows:
+        (tmp_path / one["path"]).write_bytes(picture(0))
+    imported(tmp_path / "out", source)
+    assert "could not be had" not in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"--max-error-share 1\.5: must be between 0"):
+        imported(tmp_path / "out", source, max_error_share=1.5)
+
+
+def test_nothing_that_is_listed_is_there(tmp_path):
+    source = write_csv(tmp_path, [{"path": f"{video}.jpg", "video": video, "label": "real"} for video in "ab"])
+    with pytest.raises(UserError, match=r"2 of 2 pictures \(100\.00%\) were absent or damaged"):
+        imported(tmp_path / "out", source)
+    assert {r["status"] for r in read_ledger(str(tmp_path / "out")).to_pylist()} == {"missing"}
 
 
 def of_hugging_face(folder: Path, labels: list[Any], feature: dict[str, Any]) -> str:
