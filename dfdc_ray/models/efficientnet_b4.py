@@ -25,6 +25,7 @@ class EfficientNetB4(nn.Module):
         super().__init__()
         network = efficientnet_b4(num_classes=1)
         self.features, self.avgpool, self.classifier = network.features, network.avgpool, network.classifier
+        nn.init.normal_(self.get_parameter("classifier.1.weight"), std=0.01)  # torchvision's own for one output, +-1, are large
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.classifier(self.avgpool(self.maps(x)).flatten(1))

@@ -30,8 +30,22 @@ def test_logits(name: str) -> None:
     assert logits.dtype == torch.float32
 
 
-def test_a_fresh_head_says_nothing_yet() -> None:
-    """Logits of +-7, as of timm's own first weights for one output, cost the first epoch; ln 2 = 0.693 is the loss of knowing nothing."""
+@pytest.mark.parametrize("name", NAMES)
+def test_what_has_learnt_nothing_says_nothing(name: str) -> None:
+    """Logits of +-7, as of timm's and torchvision's own first weights of EfficientNets for one output, cost the first epoch; ln 2 = 0.693 is
+    the loss of knowing nothing.
+    """
+    torch.manual_seed(0)
+    model = create_model(name)  # as it is trained
+    side = only_side(name) or 64
+    inputs = [torch.randn(8, 8, 3, side, side) if takes_clips(name) else torch.randn(8, 3, side, side)]
+    inputs += [torch.randn(8, 8, WINDOW)] if takes_sound(name) else []
+    with torch.no_grad():
+        loss = torch.nn.functional.binary_cross_entropy_with_logits(model(*inputs), torch.arange(8.0) % 2)
+    assert loss < 1
+
+
+def test_a_fresh_head_on_imagenets_weights_says_nothing_yet() -> None:
     torch.manual_seed(0)
     model = create_model("efficientnet_lite0")
     load_weights(model, "imagenet")
