@@ -32,7 +32,7 @@ def test_logits(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_has_learnt_nothing_says_nothing(name: str) -> None:
-    """Logits of +-7, as of timm's and torchvision's own first weights of EfficientNets for one output, cost the first epoch; ln 2 = 0.693 is
+    """Logits of +-7, as of timm's and torchvision's own first weights of EfficientNets, cost the first epoch; ln 2 = 0.693 is
     the loss of knowing nothing.
     """
     torch.manual_seed(0)
