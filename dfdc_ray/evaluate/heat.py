@@ -1,6 +1,6 @@
 """Heat maps: which places of a face, or of a clip's frames, spoke for a fake. Grad-CAM (Selvaraju et al. 2017), by captum."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,10 +29,15 @@ class Shown:
     at: int = 0  # which frame of a clip it is
 
 
-def shown(scorer: Scorer, pictures: Sequence[Sequence[bytes]], *, of_clip: int = 3) -> list[list[Shown]]:
-    """For each encoded face one, for each clip so many of its frames, the first among them; the hottest place is that of all pictures."""
+def shown(
+    scorer: Scorer, pictures: Sequence[Sequence[bytes]], *, of_clip: int = 3, on_batch: Callable[[float], None] = lambda share: None
+) -> list[list[Shown]]:
+    """For each encoded face one, for each clip so many of its frames, the first among them; the hottest place is that of all pictures.
+
+    on_batch: as of heat_maps.
+    """
     wanted = [np.unique(np.linspace(0, len(each) - 1, of_clip if scorer.clips else 1).round().astype(int)).tolist() for each in pictures]
-    maps = heat_maps(scorer, pictures)
+    maps = heat_maps(scorer, pictures, on_batch=on_batch)
     if maps is None:
         return [[Shown(_small(decode(each[at])), None, at) for at in some] for each, some in zip(pictures, wanted, strict=True)]
     seen, heat = maps if scorer.clips else (maps[0][:, None], maps[1][:, None])
@@ -55,12 +60,14 @@ def drawn(scorer: Scorer) -> str:
     return "" if len(with_maps) == len(scorer.members) else ", ".join(with_maps)
 
 
-def heat_maps(scorer: Scorer, pictures: Sequence[Sequence[bytes]]) -> tuple[np.ndarray, np.ndarray] | None:
+def heat_maps(
+    scorer: Scorer, pictures: Sequence[Sequence[bytes]], *, on_batch: Callable[[float], None] = lambda share: None
+) -> tuple[np.ndarray, np.ndarray] | None:
     """The pictures as the first of the models with maps sees them, uint8 [N,S,S,3] (of clips [N,T,S,S,3]), and their heat, float32 0..1 of
     the same size: what raised the logit, the hottest place of all pictures 1. None where no model has maps.
 
     pictures: encoded faces, one each, or the frames of each clip, as `Scorer.score` takes them. Of several models the maps are added as
-    their logits are.
+    their logits are. on_batch: told after each batch which share of the work is done, 0 to 1; what it raises ends it.
     """
     members = [member for member in scorer.members if explains(member)]
     if not members or not pictures:
@@ -68,9 +75,13 @@ def heat_maps(scorer: Scorer, pictures: Sequence[Sequence[bytes]]) -> tuple[np.n
     faces = [torch.stack([torch.from_numpy(decode(one)).permute(2, 0, 1) for one in each]) for each in pictures]
     seen = _seen(members[0], faces)
     total = torch.zeros(())
-    for member in members:
-        share = member.weight / (1 if member.clips else len(faces[0]))  # a clip's logit is the mean of its frames'
-        total = total + share * functional.interpolate(_heat(scorer, member, faces), seen.shape[-2:], mode="bilinear")
+    for number, member in enumerate(members):
+        weight = member.weight / (1 if member.clips else len(faces[0]))  # a clip's logit is the mean of its frames'
+        found = []
+        for first, part in _heat(scorer, member, faces):
+            found.append(part)
+            on_batch((number + (first + len(part)) / len(faces)) / len(members))
+        total = total + weight * functional.interpolate(torch.cat(found), seen.shape[-2:], mode="bilinear")
     total = total.clamp(min=0)
     heat: np.ndarray = (total / total.max().clamp(min=torch.finfo(torch.float32).tiny)).numpy()
     rgb = (seen.clamp(0, 1) * 255).round().to(torch.uint8).movedim(-3, -1).numpy()
@@ -91,13 +102,12 @@ def _seen(member: Member, faces: Sequence[torch.Tensor]) -> torch.Tensor:
     return transforms.pixels(member.transform, torch.stack([way(each) for each in faces]))
 
 
-def _heat(scorer: Scorer, member: Member, faces: Sequence[torch.Tensor]) -> torch.Tensor:
-    """float32 [N,T,h,w], below 0 for what spoke against a fake: Grad-CAM of the logit at the model's maps; those of fewer frames are
-    stretched over all.
+def _heat(scorer: Scorer, member: Member, faces: Sequence[torch.Tensor]) -> Iterator[tuple[int, torch.Tensor]]:
+    """By batch, which of the faces is its first, and float32 [n,T,h,w], below 0 for what spoke against a fake: Grad-CAM of the logit at the
+    model's maps; those of fewer frames are stretched over all.
     """
     cam = LayerGradCam(member.model, member.model.get_submodule(str(member.model.MAPS)))
     way = transforms.evaluation(member.transform)
-    found = []
     step = _CLIPS if member.clips else max(1, _BATCH // len(faces[0]))
     for first in range(0, len(faces), step):
         clips = torch.stack([way(each) for each in faces[first : first + step]])
@@ -106,7 +116,6 @@ def _heat(scorer: Scorer, member: Member, faces: Sequence[torch.Tensor]) -> torc
         heat = cam.attribute(images, relu_attributions=False).detach().float().cpu()
         if member.clips:
             heat = heat if heat.ndim == 5 else heat.unflatten(0, (n, -1)).transpose(1, 2)  # of a network that sees frame by frame
-            found.append(functional.interpolate(heat, (t, *heat.shape[-2:]), mode="trilinear")[:, 0])
+            yield first, functional.interpolate(heat, (t, *heat.shape[-2:]), mode="trilinear")[:, 0]
         else:
-            found.append(heat.unflatten(0, (n, t))[:, :, 0])
-    return torch.cat(found)
+            yield first, heat.unflatten(0, (n, t))[:, :, 0]

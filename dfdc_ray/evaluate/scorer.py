@@ -75,10 +75,17 @@ class Scorer:
         """The weighted sum of the members' logits, float64 [N], and the bias."""
         return np.asarray(sum(member.weight * found for member, found in zip(self.members, logits, strict=True)) + self.bias)
 
-    def score(self, pictures: Sequence[Sequence[bytes]], sound: Sequence[Sequence[bytes]] = ()) -> np.ndarray:
+    def score(
+        self,
+        pictures: Sequence[Sequence[bytes]],
+        sound: Sequence[Sequence[bytes]] = (),
+        *,
+        on_batch: Callable[[float], None] = lambda share: None,
+    ) -> np.ndarray:
         """Probabilities of fake, float64 [N], of encoded pictures (JPEG or PNG), decoded as the shards are: of clips, or of one each.
 
-        sound: that around each picture of the clips, as the shards have it; for members that listen.
+        sound: that around each picture of the clips, as the shards have it; for members that listen. on_batch: told after each batch which
+        share of the pictures is done, 0 to 1; what it raises ends the scoring.
         """
         ways = [(member, transforms.evaluation(member.transform)) for member in self.members]
         scores = [np.empty(0)]
@@ -89,6 +96,7 @@ class Scorer:
             heard = torch.stack([decode_sound(each) for each in sound[first : first + step]]) if self.sound else NO_SOUND
             logits = [self.logits(member, torch.stack(list(map(way, rgb))), heard) for member, way in ways]
             scores.append(_sigmoid(self.together(logits)))
+            on_batch(min(1.0, (first + step) / len(pictures)))
         return np.concatenate(scores)
 
 

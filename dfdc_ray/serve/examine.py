@@ -2,7 +2,7 @@
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,11 +77,11 @@ class Examiner:
             )
         progress("score", None)
         with self._models:
-            evidence = judge(name, result, self.scorer, self.settings)
+            evidence = judge(name, result, self.scorer, self.settings, on_batch=lambda share: progress("score", share))
             if evidence.video.status == "error":
                 raise Refused(_said(f"No score: {evidence.video.error}.", path))
             progress("heat", None)
-            faces, heat = _drawn(self.scorer, evidence)
+            faces, heat = _drawn(self.scorer, evidence, lambda share: progress("heat", share))
             can = evidence.pictures and maps.shows(self.scorer)
             picture = maps.draw(self.scorer, evidence, title=name) if can else None
         document = _document(self.scorer, self.settings, evidence, result, heat=set(heat), has_maps=picture is not None)
@@ -149,11 +149,11 @@ def card(scorer: Scorer, settings: Settings) -> dict[str, Any]:
     }
 
 
-def _drawn(scorer: Scorer, evidence: Evidence) -> tuple[tuple[bytes, ...], dict[int, bytes]]:
+def _drawn(scorer: Scorer, evidence: Evidence, on_batch: Callable[[float], None]) -> tuple[tuple[bytes, ...], dict[int, bytes]]:
     """JPEGs of the faces (of clips their first frames, whose time is theirs), and by row under their heat maps."""
     most = MOST_HEAT // max(map(len, evidence.pictures), default=1)
     chosen = sorted(np.argsort(evidence.scores)[::-1][:most].tolist())
-    found = shown(scorer, [evidence.pictures[n] for n in chosen], of_clip=1)
+    found = shown(scorer, [evidence.pictures[n] for n in chosen], of_clip=1, on_batch=on_batch)
     heat = {n: one.heat for n, (one,) in zip(chosen, found, strict=True) if one.heat}
     return tuple(_jpeg(pictures[0]) for pictures in evidence.pictures), heat
 

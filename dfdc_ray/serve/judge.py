@@ -1,6 +1,6 @@
 """What is made of a video's faces: scores by face, frame and track, the verdict, and the pictures behind them."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -84,14 +84,16 @@ class Evidence:
         return sorted(some, key=lambda n: -self.scores[n])
 
 
-def judge(uri: str, result: VideoResult, scorer: Scorer, settings: Settings) -> Evidence:
-    """Score what preprocess.unit found in a video. uri: as the video shall be called."""
-    found = _judge(uri, result, scorer, settings)
+def judge(
+    uri: str, result: VideoResult, scorer: Scorer, settings: Settings, *, on_batch: Callable[[float], None] = lambda share: None
+) -> Evidence:
+    """Score what preprocess.unit found in a video. uri: as the video shall be called. on_batch: as of Scorer.score."""
+    found = _judge(uri, result, scorer, settings, on_batch)
     said = replace(found.video, unit=scorer.unit, subject="frame" if settings.crop == "frame" else "face")
     return replace(found, video=said)
 
 
-def _judge(uri: str, result: VideoResult, scorer: Scorer, settings: Settings) -> Evidence:
+def _judge(uri: str, result: VideoResult, scorer: Scorer, settings: Settings, on_batch: Callable[[float], None]) -> Evidence:
     ledger, rows = result.ledger, result.faces
     if ledger["status"] != "ok":
         status: Literal["no_face", "error"] = "no_face" if ledger["status"] == "no_face" else "error"
@@ -105,7 +107,8 @@ def _judge(uri: str, result: VideoResult, scorer: Scorer, settings: Settings) ->
             why = "it has no sound track" if ledger["sound"] == "none" else f"no clip of it has sound throughout ({ledger['sound']})"
             return Evidence(video=VideoScore(uri=uri, status="error", stage="sound", error=f"the model listens, and {why}"))
     pictures = tuple(tuple(row["image"]["bytes"] for row in clip) for clip in clips)
-    scores = scorer.score(pictures, [[row["sound"] for row in clip] for clip in clips] if scorer.sound else ())
+    sound = [[row["sound"] for row in clip] for clip in clips] if scorer.sound else ()
+    scores = scorer.score(pictures, sound, on_batch=on_batch)
     first = tuple(clip[0] for clip in clips)
     video = _judged(uri, first, scores, sampled=ledger["core_decoded"] // len(clips[0]), scorer=scorer)
     return Evidence(video=video, rows=first, pictures=pictures, scores=tuple(scores.tolist()))

@@ -3,7 +3,8 @@
 import io
 import json
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,8 +18,8 @@ from dfdc_ray.errors import StorageError
 from dfdc_ray.evaluate import members
 from dfdc_ray.preprocess.supervise import Unreadable
 from dfdc_ray.preprocess.unit import VideoResult
-from dfdc_ray.serve.examine import Examiner, _document, _said, card
-from dfdc_ray.serve.jobs import Refused
+from dfdc_ray.serve.examine import Examiner, Finding, _document, _said, card
+from dfdc_ray.serve.jobs import Jobs, Limits, Refused
 from dfdc_ray.serve.judge import Evidence, VideoScore
 from dfdc_ray.serve.result import Result
 from dfdc_ray.serve.score import load_predictor
@@ -45,6 +46,7 @@ def test_a_face_comes_with_its_evidence(examiner: Examiner, folder: Path, tmp_pa
     shares = [share for stage, share in steps if stage == "faces"]
     assert (shares[0], shares[-1]) == (0, 1)
     assert shares == sorted(shares)
+    assert [step for step in steps if step[0] == "score"] == [("score", None), ("score", 1)]
     assert tmp_path.name not in json.dumps(found.document)
     described = Result.model_validate(found.document)
     assert json.loads(described.model_dump_json()) == json.loads(json.dumps(found.document))  # and nothing that is not described
@@ -192,6 +194,41 @@ def test_giving_up_ends_the_decoding(examiner: Examiner, folder: Path, tmp_path:
         examiner(upload(folder, tmp_path, "face.mp4"), "a.mp4", stop)
     assert examiner._worker.pid is None
     assert examiner(upload(folder, tmp_path, "face.mp4"), "a.mp4", lambda *_: None).faces
+
+
+@pytest.mark.parametrize("stage", ["score", "heat"])
+def test_what_was_removed_stops_within_a_batch(
+    examiner: Examiner, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    batches: list[float | None] = []
+    for module in ("scorer", "heat"):
+        monkeypatch.setattr(f"dfdc_ray.evaluate.{module}._BATCH", 2)  # of 6 faces
+
+    def work(path: Path, name: str, progress: Callable[[str, float | None], None]) -> Finding:
+        def watched(at: str, share: float | None) -> None:
+            progress(at, share)
+            if at == stage:
+                batches.append(share)
+            if name == "removed" and batches == [None, pytest.approx(1 / 3)]:
+                jobs.delete(ids["removed"])
+
+        return examiner(path, name, watched)
+
+    jobs, ids = Jobs(tmp_path, work, Limits(max_bytes=1 << 20)), {}
+    try:
+        with jobs.receive() as upload, jobs.receive() as other:
+            for one, name in ((upload, "removed"), (other, "other")):
+                one.write((folder / "face.mp4").read_bytes())
+                ids[name] = one.finish(name)
+        end = time.monotonic() + 60
+        while (found := jobs.look(ids["other"])) is not None and found.state != "done":
+            assert time.monotonic() < end, found
+            time.sleep(0.02)
+        assert jobs.look(ids["removed"]) is None
+        whole = [None, *(pytest.approx(n / 3) for n in (1, 2, 3))]
+        assert batches == [*whole[:2], *whole]
+    finally:
+        jobs.close()
 
 
 def test_messages_name_no_place() -> None:
