@@ -34,10 +34,11 @@ from dfdc_ray.serve.score import load_predictor
 from dfdc_ray.train.memory import ENVIRONMENT
 
 try:
-    import uvicorn
     from fastapi import FastAPI
     from ray import serve as ray_serve
     from ray.serve.exceptions import RayServeException
+
+    from dfdc_ray.serve.listen import server_of
 except ImportError as error:
     raise ImportError(f"{error}. The page needs the extra `serve`: pip install 'dfdc-ray[train,serve]'.") from error
 
@@ -162,10 +163,7 @@ class Page:
 
     def __init__(self, config: ServeConfig, folder: str) -> None:
         self.app = build_app(config, folder)
-        # No access log: its lines would hold the ids by which results can be seen.
-        options = uvicorn.Config(self.app, config.host, config.port, log_config=None, access_log=False, server_header=False)
-        options.timeout_graceful_shutdown = int(_END_S)
-        self.server = uvicorn.Server(options)
+        self.server = server_of(self.app, host=config.host, port=config.port, end_s=int(_END_S))
         self.thread = threading.Thread(target=self.server.run, name="http", daemon=True)
         self.thread.start()
         while not self.server.started:

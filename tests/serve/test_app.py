@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -14,7 +15,7 @@ import pytest
 import requests
 from serving import served, verdict
 
-from dfdc_ray.serve import receive
+from dfdc_ray.serve import listen, receive
 from dfdc_ray.serve.app import create_app
 from dfdc_ray.serve.examine import Finding
 from dfdc_ray.serve.jobs import Jobs, Limits, Refused
@@ -202,8 +203,7 @@ def test_a_client_that_hangs_up_leaves_nothing_behind(site: Site) -> None:
 
 def test_a_client_that_falls_silent_loses_its_place(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(receive, "_STALL_S", 0.3)
-    at = urlsplit(site.url)
-    with socket.create_connection((str(at.hostname), int(at.port or 0)), timeout=20) as client:
+    with connected(site.url) as client:
         client.sendall(request_of(site.url, 900))
         assert b" 408 " in client.recv(100)
     assert site.files() == 0
@@ -223,6 +223,50 @@ def test_a_client_that_sends_a_byte_now_and_then_is_given_up(site: Site, monkeyp
                 client.sendall(b"x")
         assert b" 408 " in answer
     assert site.files() == 0
+
+
+def connected(url: str) -> socket.socket:
+    at = urlsplit(url)
+    return socket.create_connection((str(at.hostname), int(at.port or 0)), timeout=20)
+
+
+def test_a_head_without_end_is_cut_off(site: Site) -> None:
+    with connected(site.url) as client:
+        client.sendall(b"GET / HTTP/1.1\r\n")
+        sent = 0
+        with suppress(ConnectionError):
+            while sent < 50_000_000:
+                client.sendall(b"X-More: " + 4000 * b"x" + b"\r\n")
+                sent += 4010
+        assert sent < 10_000_000  # what the network's own buffers hold
+    assert site.get("/healthz").status_code == 200
+
+
+@pytest.mark.parametrize("first", [b"", b"GET / HTT", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+def test_a_connection_without_a_whole_head_is_closed(site: Site, monkeypatch: pytest.MonkeyPatch, first: bytes) -> None:
+    """Also one that sends a byte now and then, and that has had an answer before."""
+    monkeypatch.setattr(listen, "HEAD_S", 0.5)
+    with connected(site.url) as client:
+        client.sendall(first)
+        client.settimeout(0.1)
+        end, more = time.monotonic() + 10, iter(b"GET / HTTP/1.1\r\nX-Slow: " + 500 * b"x")
+        with suppress(ConnectionError):
+            while True:
+                assert time.monotonic() < end, "it is open still"
+                with suppress(TimeoutError):
+                    if not client.recv(10_000):
+                        break
+                if first.endswith(b"\r\n\r\n"):
+                    client.sendall(bytes([next(more)]))
+
+
+def test_an_upload_may_take_longer_than_its_head(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listen, "HEAD_S", 0.3)
+    with connected(site.url) as client:
+        client.sendall(request_of(site.url, len(HEAD) + 12))
+        time.sleep(1)
+        client.sendall(b"fine!\r\n--b--")
+        assert b" 202 " in client.recv(10_000)
 
 
 def test_a_full_disk_is_said(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
