@@ -321,7 +321,7 @@ class ServeConfig:
     max_seconds: float = 600.0
     """Longest video."""
     video_timeout_s: float = 300.0
-    """A video whose decoding takes longer is stopped, tried once more, then refused."""
+    """A video whose decoding takes longer is stopped, and the video refused."""
     video_memory_mb: int = 4096
     """Memory that the process decoding a video may allocate, in MiB."""
 
