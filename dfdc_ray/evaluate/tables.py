@@ -35,6 +35,7 @@ _LINES = (
 _ON_CONSOLE = ("accuracy", "balanced_accuracy", "recall_real", "recall_fake", "log_loss", "auc", "eer")  # it has 80 columns
 _OVER = {"n": "", "reals": "real", "fakes": "fake"}
 PICTURES = {"roc": "ROC", "pr": "Precision and recall", "reliability": "Reliability", "scores": "Scores"}  # NAME.png
+UNSCORED = "Videos without a score"  # the title of their section
 _BASELINE_NAMES = {"always_fake": "always fake", "training_majority": "training majority", "constant_prior": "constant prior"}
 
 
@@ -167,7 +168,7 @@ def losses(report: Report) -> tuple[Section, Section]:
     body.append(f"Videos without a label, which no split holds: {report.unlabelled_videos}.")
     rows = [[v.video_id, v.label, v.method or "", f"{v.counted_as:.4f}", f"{v.frames_scored} of {v.frames_sampled}"] for v in report.worst]
     worst = Table(["video", "label", "method", "score", f"{report.unit} scored"], rows, names=[2])
-    return Section("Videos without a score", body), Section("Worst mistakes", [worst] if rows else ["None."])
+    return Section(UNSCORED, body), Section("Worst mistakes", [worst] if rows else ["None."])
 
 
 def _calibration(report: Report) -> Section:

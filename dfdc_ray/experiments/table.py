@@ -14,7 +14,7 @@ from dfdc_ray.corpus.splits import only_family
 from dfdc_ray.evaluate.metrics import FEW_GROUPS, Interval, change_of_auc
 from dfdc_ray.evaluate.mistakes import Mistake, load
 from dfdc_ray.evaluate.page import link, with_links
-from dfdc_ray.evaluate.tables import PICTURES
+from dfdc_ray.evaluate.tables import PICTURES, UNSCORED
 from dfdc_ray.experiments.cells import CENTRE_NAME, MAJORITY, SECONDS_NAME, Cell
 from dfdc_ray.experiments.config import ExperimentsConfig
 from dfdc_ray.pages import Section, Table
@@ -184,11 +184,17 @@ def reports(lines: Iterable[tuple[str, str]], out: str, own: Mapping[str, Own]) 
 
 
 def own_of(uri: str, report: Mapping[str, Any], out: str) -> Own:
-    """Of a line, by its report.json and where that is; out: where the page is to be."""
+    """Of a line, by its report.json and where that is; out: where the page is to be.
+
+    The list of videos without a score is left to its own report: of many lines they would be most of the page.
+    """
     folder = uri.rpartition("/")[0]
     curves = [(storage.read_bytes(storage.join(folder, f"{name}.png")), title) for name, title in PICTURES.items()]
     sections = [
-        Section(one["title"], [part if isinstance(part, str) else Table(**part) for part in one["body"]])
+        Section(
+            one["title"],
+            [part if isinstance(part, str) else Table(**part) for part in one["body"] if isinstance(part, str) or one["title"] != UNSCORED],
+        )
         for one in report.get("sections", ())  # reports of before have none
     ]
     file = storage.join(folder, "mistakes.json")

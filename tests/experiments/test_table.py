@@ -7,10 +7,11 @@ from typing import Any
 
 from seen import HOSTILE, Seen
 
+from dfdc_ray.evaluate.tables import PICTURES, UNSCORED
 from dfdc_ray.experiments.cells import IMPROVED_NAME, cells, curve
 from dfdc_ray.experiments.config import ExperimentsConfig
-from dfdc_ray.experiments.table import Line, Own, markdown, page, reports
-from dfdc_ray.pages import Section, Table
+from dfdc_ray.experiments.table import Line, Own, markdown, own_of, page, reports
+from dfdc_ray.pages import MOST_ROWS, Section, Table, render
 
 CONFIG = ExperimentsConfig(corpus=("videos",), out="out")
 STEPS = {1: 10, 2: 15, 4: 20, 8: 40}  # of an epoch of so many groups
@@ -216,3 +217,19 @@ def test_the_page_says_the_same() -> None:
     there = (("a", "/out/cells/x y/report/report.json"), ("b", "s3://bucket/report.json"))
     assert reports(there, "/out", {}) == [("a", "cells/x%20y/report/report.html", Own()), ("b", None, Own())]
     assert len([tag for tag, _ in seen.tags if tag == "tr"]) == 1 + 14 + 2
+
+
+def test_many_lines_with_many_videos_without_a_score_stay_below_10_mb(tmp_path: Path) -> None:
+    for name in PICTURES:
+        (tmp_path / f"{name}.png").write_bytes(b"\x89PNG" + bytes(40_000))
+    lost = {"header": ["video", "why"], "rows": [[f"dfdc/{n:04}.mp4", "open: " + 100 * "x"] for n in range(MOST_ROWS)]}
+    sections = [
+        {"title": UNSCORED, "body": [f"{MOST_ROWS} of 5000.", lost]},
+        {"title": "By part", "body": [{"header": ["part"], "rows": [["p40"]]}]},
+    ]
+    own = own_of(str(tmp_path / "report.json"), {"sections": sections}, str(tmp_path))
+    lines = [(str(n), None, own) for n in range(34)]
+    made = render("experiments.html", title="", made_from="", warnings=[], sections=[], pictures=[], reports=lines)
+    assert 5e6 < len(made) < 1e7
+    for words in (f"{MOST_ROWS} of 5000.".encode(), b"p40"):
+        assert made.count(words) == 34
