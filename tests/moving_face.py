@@ -1,5 +1,6 @@
 """Videos made here: a photographed face that moves over a background, the background alone, and a file that is no video."""
 
+from fractions import Fraction
 from pathlib import Path
 
 import av
@@ -13,14 +14,16 @@ PORTRAIT = skimage.data.astronaut()[:256, 96:352]
 FACE = (84, 62, 78, 112)
 
 
-def write(path: Path, frames: list[np.ndarray], *, rate: int = RATE) -> None:
-    """As H.264."""
+def write(path: Path, frames: list[np.ndarray], *, rate: int = RATE, begins_s: int = 0) -> None:
+    """As H.264. begins_s: the timestamp of the first frame."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("libx264", rate=rate, options={"crf": "18", "bf": "2"})
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = "yuv420p"
-        for frame in frames:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        for number, pixels in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            frame.pts, frame.time_base = begins_s * rate + number, Fraction(1, rate)
+            container.mux(stream.encode(frame))
         container.mux(stream.encode())
 
 
@@ -30,7 +33,8 @@ def portrait_at(frame: int) -> tuple[int, int]:
 
 
 def write_videos(folder: Path) -> Path:
-    """face.mp4 (a face from 0.5 s on), empty.mp4 (the background alone), text.mp4 (no video)."""
+    """face.mp4 (a face from 0.5 s on), late.ts and late.mkv (the same, with timestamps that begin at 2 h), empty.mp4 (the background alone),
+    text.mp4 (no video)."""
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     background = np.stack([columns // 4, rows // 3, 128 + 0 * rows], axis=-1).astype(np.uint8)
     moving = []
@@ -41,6 +45,8 @@ def write_videos(folder: Path) -> Path:
             frame[y : y + 256, x : x + 256] = PORTRAIT
         moving.append(frame)
     write(folder / "face.mp4", moving)
+    for name in ("late.ts", "late.mkv"):
+        write(folder / name, moving, begins_s=7200)
     write(folder / "empty.mp4", [background] * FRAMES)
     (folder / "text.mp4").write_text("not a video")
     return folder

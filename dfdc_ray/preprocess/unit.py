@@ -49,6 +49,7 @@ class VideoResult:
     sampled: tuple[
         tuple[int, float], ...
     ] = ()  # frame and time (s) of the core samples, with a face or without; of clips their first frames
+    begins_s: float = 0.0  # time of the first frame: times here are the file's, which need not begin at 0
 
 
 @dataclass
@@ -273,7 +274,7 @@ class _Work:
         elif may_guide:
             guide = Guide(info.width, info.height, len(info.pts), core_samples, {}, {})
         sampled = tuple((s.frame, float(info.times[s.frame])) for s in core_samples if not s.position)
-        return VideoResult(ledger_row(self.video, status=status, **counts), rows, guide, self.seconds, sampled=sampled)
+        return VideoResult(ledger_row(self.video, status=status, **counts), rows, guide, self.seconds, sampled=sampled, begins_s=float(info.times[0]))
 
     def _rows(self, info: VideoInfo, s: Sample, found: "_Found", source: str | None) -> list[dict[str, Any]]:
         video, frame = self.video, s.frame

@@ -17,7 +17,7 @@ from dfdc_ray.preprocess.supervise import Unreadable, Worker
 from dfdc_ray.preprocess.unit import VideoResult
 from dfdc_ray.serve import maps, show
 from dfdc_ray.serve.jobs import Progress, Refused
-from dfdc_ray.serve.judge import Evidence, judge
+from dfdc_ray.serve.judge import Evidence, from_the_beginning, judge
 from dfdc_ray.serve.score import to_json, video_of
 
 MOST_HEAT = 128  # pictures of a video that get a heat map
@@ -63,7 +63,7 @@ class Examiner:
         counting = _Counting(progress, self.settings.frames * (self.settings.clips or 1))
         self._worker.on_stage, self._worker.on_wait = counting, counting.again
         try:
-            result = self._worker.process(video_of(str(path)), None)
+            result = from_the_beginning(self._worker.process(video_of(str(path)), None))
         except Unreadable as error:
             raise Refused(_said(str(error), path)) from error
         if result.ledger["status"] not in ("ok", "no_face"):

@@ -18,7 +18,7 @@ class FaceScore:
     """One face in one frame; rectangles are x, y, width, height in pixels of the frame."""
 
     frame: int  # presentation order
-    time_s: float
+    time_s: float  # from the video's first frame on, here and below
     score: float
     box: tuple[float, ...] | None  # None: whole frames, without detection
     crop: tuple[int, ...]  # what the model saw
@@ -82,6 +82,13 @@ class Evidence:
         counted = {track.track_id for track in self.video.tracks if track.counted}
         some = [n for n, row in enumerate(self.rows) if (row["track_id"] or 0) in counted]
         return sorted(some, key=lambda n: -self.scores[n])
+
+
+def from_the_beginning(result: VideoResult) -> VideoResult:
+    """The same with times that count from the video's first frame; shards keep those that the file gives."""
+    faces = [row | {"time_s": row["time_s"] - result.begins_s} for row in result.faces]
+    sampled = tuple((frame, time_s - result.begins_s) for frame, time_s in result.sampled)
+    return replace(result, faces=faces, sampled=sampled, begins_s=0.0)
 
 
 def judge(

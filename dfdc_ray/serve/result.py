@@ -11,7 +11,7 @@ class Face(BaseModel):
     n: int = Field(description="Its number in /faces/N.jpg and /heat/N.jpg.")
     track_id: int = Field(description="Which face over time it belongs to.")
     frame: int = Field(description="Of the video, in the order in which frames are shown.")
-    time_s: float = Field(description="Seconds from the video's beginning.")
+    time_s: float = Field(description="Seconds from the video's first frame on, whose own timestamp need not be 0.")
     score: float = Field(description="0 real to 1 fake, as the model gives it: never calibrated. Hold it against raw_threshold.")
     counted: bool = Field(description="Whether its face is there long enough to decide.")
     heat: bool = Field(description="Whether there is a heat map of it.")

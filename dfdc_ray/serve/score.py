@@ -28,7 +28,7 @@ from dfdc_ray.preprocess.plan import Video
 from dfdc_ray.preprocess.settings import Settings, settings_of
 from dfdc_ray.preprocess.unit import process_video
 from dfdc_ray.serve import maps, onepage, show
-from dfdc_ray.serve.judge import Evidence, VideoScore, judge
+from dfdc_ray.serve.judge import Evidence, VideoScore, from_the_beginning, judge
 
 FORMAT_VERSION = 1
 
@@ -40,7 +40,7 @@ def score_video(uri: str, scorer: Scorer, detector: Detector | None, settings: S
     """
     video = video_of(uri)
     try:
-        result = process_video(video, settings, detector, None)
+        result = from_the_beginning(process_video(video, settings, detector, None))
     except StorageError as error:  # cannot be read now: the other videos go on
         return Evidence(video=VideoScore(uri=uri, status="error", stage="open", error=str(error)))
     except Exception as error:  # a library's own trouble with one video

@@ -64,6 +64,15 @@ def test_the_face_is_found_where_it_is(found: Any) -> None:
         assert centre == pytest.approx((x + FACE[0] + FACE[2] / 2, y + FACE[1] + FACE[3] / 2), abs=25)
 
 
+@pytest.mark.parametrize("name", ["late.ts", "late.mkv"])
+def test_times_count_from_the_first_frame(found: Any, folder: Path, best: Path, name: str) -> None:
+    scorer, detector, settings = load_predictor(str(best), frames=8)
+    late = score_video(str(folder / name), scorer, detector, settings)
+    assert late.rows[0]["pts"] > 7000  # in the stream's time base
+    assert [face.time_s for face in late.video.tracks[0].faces] == pytest.approx([face.time_s for face in found.tracks[0].faces], abs=1e-3)
+    assert [frame.time_s for frame in late.video.frames] == [face.time_s for face in late.video.tracks[0].faces]
+
+
 def test_score_and_verdict_follow_from_the_frames(found: Any) -> None:
     (track,) = found.tracks
     assert [frame.frame for frame in found.frames] == [face.frame for face in track.faces]

@@ -164,6 +164,14 @@ class Card {
     this.verdict();
     this.source = URL.createObjectURL(this.file);
     const player = this.player = this.$("video");
+    // Browsers differ in whether currentTime begins at 0 or at the file's first timestamp: the first frame that is shown tells.
+    this.begin = 0;
+    if (player.requestVideoFrameCallback) {
+      player.requestVideoFrameCallback((_, frame) => {
+        this.begin = frame.mediaTime;
+        this.draw();
+      });
+    }
     player.src = this.source;
     player.setAttribute("aria-label", `The video ${this.file.name}`);
     player.addEventListener("error", () => { this.$(".unplayable").hidden = false; });
@@ -317,14 +325,14 @@ class Card {
 
   seek(time) {
     this.player.pause();
-    this.player.currentTime = time + WITHIN_S;
+    this.player.currentTime = this.begin + time + WITHIN_S;
   }
 
   draw() {
     const { faces, frames_without_face: without } = this.result, threshold = this.video.raw_threshold;
     const box = this.$(".timeline"), width = box.clientWidth;
     const last = Math.max(0.1, ...faces.map((face) => face.time_s), ...without.map((frame) => frame.time_s));
-    const end = Number.isFinite(this.player.duration) ? Math.max(this.player.duration, last) : last;
+    const end = Number.isFinite(this.player.duration) ? Math.max(this.player.duration - this.begin, last) : last;
     if (!width || (this.drawn && this.drawn.width === width && this.drawn.end === end)) return;
     this.drawn = { width, end };
     const tracks = [...new Set(faces.map((face) => face.track_id))];
@@ -397,7 +405,7 @@ class Card {
 
   playhead() {
     if (!this.line) return;
-    const at = this.x(this.player.currentTime);
+    const at = this.x(Math.max(0, this.player.currentTime - this.begin));
     this.line.setAttribute("x1", at);
     this.line.setAttribute("x2", at);
   }
