@@ -189,6 +189,7 @@ def _document(
         "unit": video.unit,
         "drawn": drawn(scorer),
         "shown": None if video.score is None else show.shown(video),
+        "guess": video.score is not None and show.is_guess(video),
         "sureness": None if video.score is None else show.sureness(video),
         "meaning": None if video.score is None else show.meaning(video),
         "maps": has_maps,

@@ -51,6 +51,7 @@ def page(evidence: Evidence, scorer: Scorer, *, name: str) -> bytes:
         scored=scored,
         sureness=None if video.score is None else show.sureness(video),
         meaning=None if video.score is None else show.meaning(video),
+        limits=show.LIMITS,
         threshold=THRESHOLD,
         min_coverage=MIN_COVERAGE_PERCENT,
         timeline=_timeline(video),

@@ -23,17 +23,34 @@ if TYPE_CHECKING:
 _BARS = "▁▂▃▄▅▆▇█"
 _WIDTH = 64  # characters of the timeline
 _TRACKS = ("score", "frames", "from", "to", "first box (x y w h)", "")
-_SURENESS = ((0.1, "hardly more than a guess"), (0.3, "leaning that way"), (0.45, "fairly sure"), (1.0, "a clear answer"))
+# Of little to much: how far a probability must be from the threshold, and what is then said of it.
+_DISTANCES = (0.0, 0.1, 0.3)
+_WORDS = {
+    "FAKE": ("hardly more than a guess", "leaning that way", "much like the fakes that the model knows"),
+    "REAL": ("hardly more than a guess", "leaning that way", "no trace that the model knows was found"),
+}
+LIMITS = "A score is evidence, not proof. A low one does not say that a video is real, only that no trace that the model knows was found."
 _DECIDING = 5  # frames that are named
 _COLOURS = {"REAL": "green", "FAKE": "red"}
 
 
 def sureness(result: VideoScore) -> str:
-    """In words how far the score of a scored video is from the threshold; nothing is said of one that is no probability."""
-    if result.raw_score is None:
+    """What the verdict on a scored video is worth, in words; nothing is said of a score that is no probability."""
+    if result.raw_score is None or result.verdict is None:
         return "not calibrated"
+    return _WORDS[result.verdict][_level(result)]
+
+
+def is_guess(result: VideoScore) -> bool:
+    """Whether the verdict on a scored video is hardly more than a guess."""
+    return _level(result) == 0
+
+
+def _level(result: VideoScore) -> int:
+    """One less where the probability is rough, and where no face was there long enough."""
     distance = abs((result.score or 0.0) - THRESHOLD)
-    return next(words for limit, words in _SURENESS if distance < limit)
+    level = max(n for n, least in enumerate(_DISTANCES) if distance >= least)
+    return max(0, level - (result.caveat is not None or result.short_tracks))
 
 
 def video(result: VideoScore, console: Console) -> None:
@@ -48,6 +65,7 @@ def video(result: VideoScore, console: Console) -> None:
     lines: list[Text | Table] = [
         Text.assemble((result.verdict, f"bold {colour}"), f"  score {shown(result)} (0 real, 1 fake): {sureness(result)}"),
         Text(meaning(result), style="dim"),
+        Text(LIMITS, style="dim"),
         Text(f"{seen} of {result.frames_sampled} sampled {result.unit} scored, {result.width}x{result.height} pixels", style="dim"),
     ]
     if result.short_tracks:

@@ -2,6 +2,7 @@
 
 import io
 from dataclasses import replace
+from typing import Any, Literal
 
 import pytest
 from rich.console import Console
@@ -61,13 +62,33 @@ def test_the_frames_that_decided_are_named() -> None:
 
 @pytest.mark.parametrize(
     ("score", "words", "share"),
-    [(0.9999, "a clear answer", ">99.9%"), (0.0031, "a clear answer", "0.3%"), (0.85, "fairly sure", "85.0%"), (0.3, "leaning", "30.0%")],
+    [
+        (0.9999, "like the fakes that the model knows", ">99.9%"),
+        (0.0031, "no trace that the model knows", "0.3%"),
+        (0.75, "leaning", "75.0%"),
+        (0.3, "leaning", "30.0%"),
+        (0.45, "guess", "45.0%"),
+    ],
 )
 def test_no_score_is_called_certain(score: float, words: str, share: str) -> None:
-    said = replace(VIDEO, score=score)
+    said = replace(VIDEO, score=score, verdict="FAKE" if score > 0.5 else "REAL")
     assert show.shown(said) == {0.9999: ">0.999"}.get(score, f"{score:.3f}")
     assert words in show.sureness(said)
     assert f"that get this score, {share} are fake" in show.meaning(said)
+
+
+@pytest.mark.parametrize("weak", [{"caveat": "of 1 frame"}, {"short_tracks": True}, {"caveat": "of 1 frame", "short_tracks": True}])
+@pytest.mark.parametrize(
+    ("score", "verdict", "words"), [(0.999, "FAKE", "leaning that way"), (0.001, "REAL", "leaning that way"), (0.7, "FAKE", "guess"), (0.5, "REAL", "guess")]
+)
+def test_less_is_said_of_what_rests_on_little(score: float, verdict: Literal["REAL", "FAKE"], words: str, weak: dict[str, Any]) -> None:
+    said = replace(VIDEO, score=score, verdict=verdict, **weak)
+    assert words in show.sureness(said)
+    assert show.is_guess(said) == (words == "guess")
+
+
+def test_what_no_score_says_stands_below_each() -> None:
+    assert "A low one does not say that a video is real" in " ".join(_shown(VIDEO).replace("│", " ").split())
 
 
 def test_what_limits_a_probability_is_said_beside_it() -> None:

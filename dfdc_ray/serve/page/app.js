@@ -222,11 +222,12 @@ class Card {
       say(`${this.file.name}: no verdict, ${video.error}`);
       return;
     }
-    answer.textContent = video.verdict + (Math.abs(video.score - result.threshold) < 0.1 ? "?" : "");
+    answer.textContent = video.verdict + (result.guess ? "?" : "");
     answer.classList.add(video.verdict.toLowerCase());
     words.textContent = `${result.calibrated ? "probability of a fake" : "score"} ${result.shown}: ${result.sureness}`;
     const short = video.short_tracks ? ` No face is in ${result.min_coverage_percent} % of the ${result.unit}: the one that is there longest decides.` : "";
     this.$(".meaning").textContent = result.meaning + short;
+    this.$(".limits").hidden = false;
     const x = (share) => 20 + 300 * share;
     this.$(".scale").append(svg("svg", { viewBox: "0 0 340 48", role: "img", preserveAspectRatio: "xMinYMid meet",
       "aria-label": `${result.shown} on a scale from 0, real, to 1, fake; the threshold is ${result.threshold}` },
