@@ -1,6 +1,7 @@
 """What a person sees while something runs: one console, and one progress display (a bar on a terminal, plain lines elsewhere)."""
 
 import time
+import unicodedata
 from collections.abc import Iterable, Sequence
 from types import TracebackType
 
@@ -12,6 +13,7 @@ console = Console()
 errors = Console(stderr=True)
 
 _LINE_EVERY_S = 10.0
+_DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
 
 
 def duration(seconds: float) -> str:
@@ -25,8 +27,13 @@ def duration(seconds: float) -> str:
 
 
 def printable(name: str) -> str:
-    """A name that others chose, fit for a terminal: control characters are shown, not sent."""
-    return name if name.isprintable() else repr(name)
+    """A name that others chose, fit for a terminal: control characters, and those that turn the direction of writing, are shown, not sent."""
+    return "".join(c.encode("unicode_escape").decode() if _acts(c) else c for c in name)
+
+
+def _acts(c: str) -> bool:
+    """Control characters, halves of surrogate pairs, ends of lines and paragraphs; what the bidirectional algorithm obeys."""
+    return unicodedata.category(c) in {"Cc", "Cs", "Zl", "Zp"} or c in _DIRECTIONS
 
 
 def markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -4,7 +4,7 @@ import io
 
 from rich.console import Console
 
-from dfdc_ray.console import Work
+from dfdc_ray.console import Work, printable
 
 
 def test_progress_fits_a_terminal_of_80_columns():
@@ -18,3 +18,8 @@ def test_progress_fits_a_terminal_of_80_columns():
     assert "videos/s" in last
     assert "  1234567 faces, 1230 videos without, 11 units not done" in last
     assert "…" not in last
+
+
+def test_names_of_others_are_shown_as_they_are_but_for_what_a_terminal_would_obey():
+    assert printable("Aufnahme 3.45\u202fPM\xa0'x'.mov") == "Aufnahme 3.45\u202fPM\xa0'x'.mov"
+    assert printable("a\x1b[2J\u202e\n.mp4") == "a\\x1b[2J\\u202e\\n.mp4"

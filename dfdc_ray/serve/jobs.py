@@ -9,6 +9,7 @@ import os
 import secrets
 import threading
 import time
+import unicodedata
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -275,7 +276,8 @@ class Upload(Generic[T]):
 
 
 def safe_name(name: str) -> str:
-    """A name to show: without folders, not too long, control characters made printable."""
+    """A name to show: without folders, not too long, control characters made printable, every kind of space a plain one."""
+    name = "".join(" " if unicodedata.category(c) == "Zs" else c for c in name)
     name = name.replace("\\", "/").rpartition("/")[2].strip()
     if len(name) > _LONGEST_NAME:
         name = name[: _LONGEST_NAME - 9] + "…" + name[-8:]
