@@ -28,6 +28,9 @@ _LIBRARY = re.compile(r"[\w.]*([Ee]rror|Exception): ")  # as preprocess.child na
 _TOO_SHORT = "no clip of the length"  # in what preprocess.unit says, as is the next
 _MEMORY = "--video-memory-mb"  # in what preprocess.unit says
 _HINT = "Try an MP4 with H.264, which any phone or editor can write."
+_AGAIN = "Download or copy it again; if that does not help, write it anew as an MP4 with H.264."
+_DAMAGED = re.compile(r"\b(damaged|decoded)\b")
+_ADVICE = re.compile(r"\b(download|convert|cut it|scale|remux)\b", re.IGNORECASE)  # in what the modules below say
 
 
 @dataclass(kw_only=True)
@@ -65,7 +68,7 @@ class Examiner:
         try:
             result = from_the_beginning(self._worker.process(video_of(str(path)), None))
         except Unreadable as error:
-            raise Refused(_said(str(error), path)) from error
+            raise Refused(f"{_sentence(_said(str(error), path))} Try again.") from error
         if result.ledger["status"] not in ("ok", "no_face"):
             raise Refused(_refusal(result, path, self.settings))
         if result.ledger["frames_wanted"] == 1 < self.settings.frames:
@@ -79,7 +82,7 @@ class Examiner:
         with self._models:
             evidence = judge(name, result, self.scorer, self.settings, on_batch=lambda share: progress("score", share))
             if evidence.video.status == "error":
-                raise Refused(_said(f"No score: {evidence.video.error}.", path))
+                raise Refused(_said(f"No score: {evidence.video.error}. Send a video with its sound.", path))  # no other is left here
             progress("heat", None)
             faces, heat = _drawn(self.scorer, evidence, lambda share: progress("heat", share))
             can = evidence.pictures and maps.shows(self.scorer)
@@ -204,12 +207,20 @@ def _refusal(result: VideoResult, path: Path, settings: Settings) -> str:
     if ledger["status"] == "poison":
         return f"Reading this video ({ledger['stage']}) crashed, or took too long or too much memory. It may be damaged. {_HINT}"
     if _TOO_SHORT in str(ledger["error"]):
-        return f"This video is too short: the model looks at runs of {settings.frames} frames, every {settings.stride}. of the video."
+        stride = settings.stride or 1
+        runs = f"runs of {settings.frames} frames" + (f", every {stride}. of the video" if stride > 1 else "")
+        least = (settings.frames - 1) * stride + 1
+        return f"This video is too short: the model looks at {runs}, for which it must have {least} frames or more. Send a longer one."
     if _LIBRARY.match(str(ledger["error"])):  # a name and words of a library's, for whoever looks into its code
         return f"This video could not be read (at the stage {ledger['stage']}). It may be damaged. {_HINT}"
-    said = _BEGINS.sub("", _said(str(ledger["error"]), path))
-    said = said if said.endswith((".", ")")) else f"{said}."
-    return f"{said} {_HINT}" if any(what in said for what in ("ot a readable video", "no decoder", "o video stream")) else said
+    said = _sentence(_BEGINS.sub("", _said(str(ledger["error"]), path)))
+    if _ADVICE.search(said):
+        return said
+    return f"{said} {_AGAIN if _DAMAGED.search(said) else _HINT}"
+
+
+def _sentence(said: str) -> str:
+    return said if said.endswith(".") else f"{said}."
 
 
 def _said(text: str, path: Path) -> str:

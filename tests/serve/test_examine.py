@@ -176,7 +176,33 @@ def test_the_words_of_libraries_are_kept_from_whoever_sent_a_video(examiner: Exa
 def test_a_video_too_short_for_a_clip_is_said_to_be(examiner: Examiner, monkeypatch: pytest.MonkeyPatch) -> None:
     result = _failed("probe", "no clip of the length that was asked for lies within its 12 frames")
     said = _refused(examiner, monkeypatch, result, sampling="clips", frames=16, clips=4, stride=2)
-    assert said == "This video is too short: the model looks at runs of 16 frames, every 2. of the video."
+    assert said == (
+        "This video is too short: the model looks at runs of 16 frames, every 2. of the video, for which it must have 31 frames or more. "
+        "Send a longer one."
+    )
+    said = _refused(examiner, monkeypatch, result, sampling="clips", frames=16, clips=4, stride=1)
+    assert "runs of 16 frames, for which it must have 16 frames or more." in said
+
+
+@pytest.mark.parametrize(
+    ("stage", "error", "advice"),
+    [
+        ("probe", "the file is damaged after frame 80: Invalid data found when processing input", "Download or copy it again; if"),
+        ("probe", "none of its 3 frames can be decoded (h264: Invalid data found when processing input)", "Download or copy it again; if"),
+        ("decode", "2 of 8 wanted frames could not be decoded (the first is frame 3 of 80)", "Download or copy it again; if"),
+        ("probe", "its video stream (vp9) has no keyframe, or no frames at all", "Try an MP4 with H.264"),
+        ("open", "no video stream in this mp3 file, only audio", "Try an MP4 with H.264"),
+    ],
+)
+def test_every_bad_file_comes_with_what_to_do(
+    examiner: Examiner, monkeypatch: pytest.MonkeyPatch, stage: str, error: str, advice: str
+) -> None:
+    assert f"{error[1:]}. {advice}" in _refused(examiner, monkeypatch, _failed(stage, error))
+
+
+@pytest.mark.parametrize("error", ["rotated by 10 degrees: Convert it upright.", "the file is cut short or damaged: Download or copy it again."])
+def test_what_says_already_what_to_do_gets_no_more_advice(examiner: Examiner, monkeypatch: pytest.MonkeyPatch, error: str) -> None:
+    assert _refused(examiner, monkeypatch, _failed("probe", error)) == error[:1].upper() + error[1:]
 
 
 def test_a_machine_in_trouble_is_not_the_video_s_fault(examiner: Examiner, monkeypatch: pytest.MonkeyPatch) -> None:
