@@ -27,7 +27,7 @@ def duration(seconds: float) -> str:
 
 
 def printable(name: str) -> str:
-    """A name that others chose, fit for a terminal: control characters, and those that turn the direction of writing, are shown, not sent."""
+    """A name that others chose, fit for a terminal: control characters, and those that turn the writing around, are shown, not sent."""
     return "".join(c.encode("unicode_escape").decode() if _acts(c) else c for c in name)
 
 

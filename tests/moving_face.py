@@ -33,7 +33,7 @@ def portrait_at(frame: int) -> tuple[int, int]:
 
 
 def write_videos(folder: Path) -> Path:
-    """face.mp4 (a face from 0.5 s on), late.ts and late.mkv (the same, with timestamps that begin at 2 h), empty.mp4 (the background alone),
+    """face.mp4 (a face from 0.5 s on), late.ts and late.mkv (the same, its timestamps from 2 h on), empty.mp4 (the background alone),
     text.mp4 (no video)."""
     rows, columns = np.mgrid[:HEIGHT, :WIDTH]
     background = np.stack([columns // 4, rows // 3, 128 + 0 * rows], axis=-1).astype(np.uint8)

@@ -274,7 +274,9 @@ class _Work:
         elif may_guide:
             guide = Guide(info.width, info.height, len(info.pts), core_samples, {}, {})
         sampled = tuple((s.frame, float(info.times[s.frame])) for s in core_samples if not s.position)
-        return VideoResult(ledger_row(self.video, status=status, **counts), rows, guide, self.seconds, sampled=sampled, begins_s=float(info.times[0]))
+        return VideoResult(
+            ledger_row(self.video, status=status, **counts), rows, guide, self.seconds, sampled=sampled, begins_s=float(info.times[0])
+        )
 
     def _rows(self, info: VideoInfo, s: Sample, found: "_Found", source: str | None) -> list[dict[str, Any]]:
         video, frame = self.video, s.frame

@@ -42,6 +42,8 @@ class Result(BaseModel):
     drawn: str = Field(description="Of several models, some of which have no heat maps, those that have; else empty.")
     shown: str | None = Field(description="The video's score as people are shown it.")
     guess: bool = Field(description="Whether the verdict is hardly more than a guess.")
-    sureness: str | None = Field(description="What the verdict is worth, in words: by how far the score is from the threshold, and how sure it is.")
+    sureness: str | None = Field(
+        description="What the verdict is worth, in words: by how far the score is from the threshold, and how sure it is."
+    )
     meaning: str | None = Field(description="What it says, in words.")
     maps: bool = Field(description="Whether there is a /maps.png.")

@@ -79,7 +79,8 @@ def test_no_score_is_called_certain(score: float, words: str, share: str) -> Non
 
 @pytest.mark.parametrize("weak", [{"caveat": "of 1 frame"}, {"short_tracks": True}, {"caveat": "of 1 frame", "short_tracks": True}])
 @pytest.mark.parametrize(
-    ("score", "verdict", "words"), [(0.999, "FAKE", "leaning that way"), (0.001, "REAL", "leaning that way"), (0.7, "FAKE", "guess"), (0.5, "REAL", "guess")]
+    ("score", "verdict", "words"),
+    [(0.999, "FAKE", "leaning that way"), (0.001, "REAL", "leaning that way"), (0.7, "FAKE", "guess"), (0.5, "REAL", "guess")],
 )
 def test_less_is_said_of_what_rests_on_little(score: float, verdict: Literal["REAL", "FAKE"], words: str, weak: dict[str, Any]) -> None:
     said = replace(VIDEO, score=score, verdict=verdict, **weak)
