@@ -1,10 +1,8 @@
 """The HTTP API of the score page: send a video, ask how far it is, look at the evidence, delete it."""
 
-from collections.abc import Callable
 from typing import Annotated, Any
 
 from fastapi import APIRouter, HTTPException, Path, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from pydantic import BaseModel, Field
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
@@ -26,7 +24,7 @@ class Accepted(BaseModel):
     """A video has been taken and queues up."""
 
     id: str = Field(description="Names the video from now on. Who knows it may see and delete the result; it cannot be guessed.")
-    url: str = Field(description="Where to ask how far it is.")
+    url: str = Field(description="Where to ask how far it is, relative to the address of this request.")
 
 
 class Status(BaseModel):
@@ -36,7 +34,9 @@ class Status(BaseModel):
     name: str = Field(description="The file's name as it was sent, without folders.")
     state: State = Field(description="waiting, working, done or failed.")
     position: int | None = Field(description="While waiting: its place in the queue, 1 for the next.")
-    stage: str | None = Field(description="While working: read, faces (decoding and looking for faces), score, or heat (heat maps).")
+    stage: str | None = Field(
+        description="While working: read, faces (decoding and looking for faces), score, heat (heat maps), or report."
+    )
     share: float | None = Field(description="While working: how much of the stage is done, 0 to 1, where that is known.")
     message: str | None = Field(description="When failed: what was wrong with the file, and what to do.")
     result: Result | None = Field(description="When done: what result.json says.")
@@ -107,7 +107,7 @@ def videos(jobs: Jobs[Finding]) -> APIRouter:
             raise HTTPException(408, "The upload stopped before its end. Try again.") from error
         except OSError as error:
             raise HTTPException(507, "The server has no room for the video. Try again later.") from error
-        return Accepted(id=job_id, url=f"/api/videos/{job_id}")
+        return Accepted(id=job_id, url=f"videos/{job_id}")
 
     @router.get("/api/videos/{job_id}", response_model=Status, responses=_NOT_FOUND, summary="Ask how far a video is")
     async def status(job_id: Id) -> JSONResponse:
@@ -136,7 +136,7 @@ def videos(jobs: Jobs[Finding]) -> APIRouter:
     return router
 
 
-def evidence(jobs: Jobs[Finding], report: Callable[[Finding], bytes]) -> APIRouter:
+def evidence(jobs: Jobs[Finding]) -> APIRouter:
     """What was found in videos that are done."""
     router = APIRouter(tags=["evidence"])
 
@@ -148,8 +148,7 @@ def evidence(jobs: Jobs[Finding], report: Callable[[Finding], bytes]) -> APIRout
     @router.get("/api/videos/{job_id}/report.html", response_class=Response, responses=_file("text/html"), summary="A report to print")
     async def report_html(job_id: Id) -> Response:
         """One page in one file, without scripts."""
-        page = await run_in_threadpool(report, _finding(jobs, job_id))
-        return Response(page, media_type=HTML, headers={"Content-Security-Policy": POLICY_OF_PAGES})
+        return Response(_finding(jobs, job_id).printed, media_type=HTML, headers={"Content-Security-Policy": POLICY_OF_PAGES})
 
     @router.get("/api/videos/{job_id}/faces/{n}.jpg", response_class=Response, responses=_file("image/jpeg"), summary="A face")
     async def face(job_id: Id, n: Number) -> Response:

@@ -52,7 +52,6 @@ def create_app(
     jobs: Jobs[Finding],
     *,
     card: dict[str, Any],
-    report: Callable[[Finding], bytes],
     close: Callable[[], None],
     hosts: tuple[str, ...] | None = LOOPBACK,
 ) -> FastAPI:
@@ -68,12 +67,19 @@ def create_app(
         close()
 
     app = FastAPI(
-        title="dfdc-ray", version=__version__, description=_DESCRIPTION, docs_url=None, redoc_url=None, lifespan=lifespan, debug=False
+        title="dfdc-ray",
+        version=__version__,
+        description=_DESCRIPTION,
+        servers=[{"url": "."}],  # where openapi.json is: a server in front may put all below a path
+        docs_url=None,
+        redoc_url=None,
+        lifespan=lifespan,
+        debug=False,
     )
     app.state.jobs = jobs
     app.add_middleware(_Guard, hosts=hosts)
     app.include_router(videos(jobs))
-    app.include_router(evidence(jobs, report))
+    app.include_router(evidence(jobs))
 
     @app.get("/api/model", summary="What scores here", tags=["model"])
     async def model() -> dict[str, Any]:
@@ -89,7 +95,7 @@ def create_app(
 
     @app.get("/docs", include_in_schema=False)
     async def docs() -> Response:
-        page = render("api.html", title="dfdc-ray: HTTP API", made_from="/openapi.json", api=app.openapi())
+        page = render("api.html", title="dfdc-ray: HTTP API", made_from="openapi.json", api=app.openapi())
         return Response(page, media_type=HTML, headers={"Content-Security-Policy": POLICY_OF_PAGES})
 
     @app.get("/", include_in_schema=False)

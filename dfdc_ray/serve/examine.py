@@ -1,13 +1,10 @@
 """What becomes of one uploaded video: decoded in a process that may be killed, scored, its faces drawn with what the model looked at."""
 
 import re
-import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from dfdc_ray.evaluate.heat import drawn, explains, shown
 from dfdc_ray.evaluate.scorer import Scorer, weights_of
@@ -15,7 +12,7 @@ from dfdc_ray.faces.crop import decode, encode
 from dfdc_ray.preprocess.settings import Settings
 from dfdc_ray.preprocess.supervise import Unreadable, Worker
 from dfdc_ray.preprocess.unit import VideoResult
-from dfdc_ray.serve import maps, show
+from dfdc_ray.serve import maps, onepage, show
 from dfdc_ray.serve.jobs import Progress, Refused
 from dfdc_ray.serve.judge import Evidence, from_the_beginning, judge
 from dfdc_ray.serve.score import to_json, video_of
@@ -33,22 +30,20 @@ _DAMAGED = re.compile(r"\b(damaged|decoded)\b")
 _ADVICE = re.compile(r"\b(download|convert|cut it|scale|remux)\b", re.IGNORECASE)  # in what the modules below say
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Finding:
     """All that is kept of a video."""
 
-    evidence: Evidence
     document: dict[str, Any]  # result.json
-    faces: tuple[bytes, ...]  # JPEG, one for each of the evidence's rows
-    heat: dict[int, bytes]  # JPEG by row
+    faces: tuple[bytes, ...]  # JPEG, by number
+    heat: dict[int, bytes]  # JPEG, by the same number
     maps: bytes | None  # PNG: what the model looked at, of models that can show it
-    printed: bytes = b""  # the printable page, once it was asked for
+    printed: bytes  # the printable page
 
     @property
     def size(self) -> int:
         """Bytes of the pictures."""
-        pictures = [picture for row in self.evidence.pictures for picture in row]
-        return sum(map(len, [*pictures, *self.faces, *self.heat.values(), self.maps or b"", self.printed]))
+        return sum(map(len, [*self.faces, *self.heat.values(), self.maps or b"", self.printed]))
 
 
 class Examiner:
@@ -58,7 +53,6 @@ class Examiner:
         self.scorer, self.settings = scorer, settings
         # One fault is enough, since others wait; of two kills the first may be the kernel's that picked the wrong process.
         self._worker = Worker(settings, timeout_s=timeout_s, memory_bytes=memory_bytes, longest_s=longest_s, faults=1, kills=2)
-        self._models = threading.Lock()  # heat maps hook into the models, so nothing else may use them meanwhile
 
     def __call__(self, path: Path, name: str, progress: Progress) -> Finding:
         """Examine a file. name: as it is called wherever it is shown. Refused for what is wrong with the video."""
@@ -79,24 +73,17 @@ class Examiner:
                 "Cut out the part of the picture that matters."
             )
         progress("score", None)
-        with self._models:
-            evidence = judge(name, result, self.scorer, self.settings, on_batch=lambda share: progress("score", share))
-            if evidence.video.status == "error":
-                raise Refused(_said(f"No score: {evidence.video.error}. Send a video with its sound.", path))  # no other is left here
-            progress("heat", None)
-            faces, heat = _drawn(self.scorer, evidence, lambda share: progress("heat", share))
-            can = evidence.pictures and maps.shows(self.scorer)
-            picture = maps.draw(self.scorer, evidence, title=name) if can else None
+        evidence = judge(name, result, self.scorer, self.settings, on_batch=lambda share: progress("score", share))
+        if evidence.video.status == "error":
+            raise Refused(_said(f"No score: {evidence.video.error}. Send a video with its sound.", path))  # no other is left here
+        progress("heat", None)
+        faces, heat = _drawn(self.scorer, evidence, lambda share: progress("heat", share))
+        progress("report", None)
+        can = evidence.pictures and maps.shows(self.scorer)
+        picture = maps.draw(self.scorer, evidence, title=name) if can else None
         document = _document(self.scorer, self.settings, evidence, result, heat=set(heat), has_maps=picture is not None)
-        return Finding(evidence=evidence, document=document, faces=faces, heat=heat, maps=picture)
-
-    def report(self, finding: Finding) -> bytes:
-        """The printable page, made once. It may draw heat maps again, so it waits while a video is scored."""
-        from dfdc_ray.serve import onepage
-
-        with self._models:
-            finding.printed = finding.printed or onepage.page(finding.evidence, self.scorer, name=finding.evidence.video.uri)
-        return finding.printed
+        printed = onepage.page(evidence, self.scorer, name=name)
+        return Finding(document=document, faces=faces, heat=heat, maps=picture, printed=printed)
 
     def close(self) -> None:
         """End the decoding process."""
@@ -153,9 +140,12 @@ def card(scorer: Scorer, settings: Settings) -> dict[str, Any]:
 
 
 def _drawn(scorer: Scorer, evidence: Evidence, on_batch: Callable[[float], None]) -> tuple[tuple[bytes, ...], dict[int, bytes]]:
-    """JPEGs of the faces (of clips their first frames, whose time is theirs), and by row under their heat maps."""
+    """JPEGs of the faces (of clips their first frames, whose time is theirs), and by row under their heat maps: where there are too many,
+    of those that decide first."""
     most = MOST_HEAT // max(map(len, evidence.pictures), default=1)
-    chosen = sorted(np.argsort(evidence.scores)[::-1][:most].tolist())
+    first = evidence.deciding
+    rest = sorted(set(range(len(evidence.scores))).difference(first), key=lambda n: -evidence.scores[n])
+    chosen = sorted([*first, *rest][:most])
     found = shown(scorer, [evidence.pictures[n] for n in chosen], of_clip=1, on_batch=on_batch)
     heat = {n: one.heat for n, (one,) in zip(chosen, found, strict=True) if one.heat}
     return tuple(_jpeg(pictures[0]) for pictures in evidence.pictures), heat

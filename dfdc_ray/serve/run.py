@@ -203,7 +203,6 @@ def build_app(config: ServeConfig, folder: str) -> FastAPI:
     return create_app(
         Jobs(Path(folder), examiner, Limits(max_bytes=int(config.max_mb * 1e6))),
         card=card(scorer, settings) | {"max_seconds": config.max_seconds},
-        report=examiner.report,
         close=examiner.close,
         hosts=hosts(config),
     )

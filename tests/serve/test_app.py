@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import pytest
 import requests
@@ -19,7 +19,6 @@ from dfdc_ray.serve import listen, receive
 from dfdc_ray.serve.app import create_app
 from dfdc_ray.serve.examine import Finding
 from dfdc_ray.serve.jobs import Jobs, Limits, Refused
-from dfdc_ray.serve.judge import Evidence, VideoScore
 
 MOST = 1_000_000
 CARD = {"model": "none"}
@@ -45,13 +44,8 @@ class Site:
         if data == b"broken":
             raise RuntimeError(f"no luck with {path}")
         document = {"size": len(data), "name": name}
-        evidence = Evidence(video=VideoScore(uri=name, status="no_face"))
-        return Finding(evidence=evidence, document=document, faces=(b"face 0", b"face 1"), heat={1: b"heat 1"}, maps=None)
-
-    def report(self, finding: Finding) -> bytes:
-        if finding.evidence.video.uri == "unprintable":
-            raise RuntimeError(f"no luck in {self.folder}")
-        return f"<p>{finding.evidence.video.uri}".encode()
+        faces, printed = (b"face 0", b"face 1"), f"<p>{name}".encode()
+        return Finding(document=document, faces=faces, heat={1: b"heat 1"}, maps=None, printed=printed)
 
     def close(self) -> None:
         self.closed = True
@@ -77,7 +71,7 @@ def site(tmp_path: Path) -> Iterator[Site]:
     """Takes files up to MOST, and 30 in the queue."""
     site = Site(tmp_path)
     jobs = Jobs(tmp_path, site.work, Limits(max_bytes=MOST, waiting=30))
-    with served(create_app(jobs, card=CARD, report=site.report, close=site.close)) as site.url:
+    with served(create_app(jobs, card=CARD, close=site.close)) as site.url:
         yield site
         site.go.set()
     assert site.closed
@@ -89,7 +83,7 @@ def test_from_upload_to_deletion(site: Site) -> None:
     answers = [site.send(b"x" * 70_000, "../x/a b.mp4"), site.send()]
     assert [answer.status_code for answer in answers] == [202, 202]
     first, second = (answer.json()["id"] for answer in answers)
-    assert answers[0].json()["url"] == f"/api/videos/{first}"
+    assert urljoin(answers[0].url, answers[0].json()["url"]) == f"{site.url}/api/videos/{first}"
     end = time.monotonic() + 20
     while (status := site.get(f"/api/videos/{first}").json())["stage"] != "faces":
         assert time.monotonic() < end
@@ -279,16 +273,21 @@ def test_a_full_disk_is_said(site: Site, monkeypatch: pytest.MonkeyPatch) -> Non
     assert site.files() == 0
 
 
-def test_neither_answers_nor_logs_tell_of_the_inside(site: Site, caplog: pytest.LogCaptureFixture) -> None:
+def test_neither_answers_nor_logs_tell_of_the_inside(site: Site, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     bad = verdict(site.url, site.send(b"bad").json()["id"])
     assert (bad["state"], bad["message"]) == ("failed", "It is bad. Send another.")
     broken = verdict(site.url, site.send(b"broken", "secret.mp4").json()["id"])
     assert broken["state"] == "failed"
-    done = site.send(name="unprintable").json()["id"]
+    done = site.send(name="secret.mp4").json()["id"]
     verdict(site.url, done)
-    report = site.get(f"/api/videos/{done}/report.html")
-    assert report.status_code == 500
-    said = f"{bad} {broken['message']} {report.text} {report.headers} {caplog.text}"
+
+    def trouble(*_: object) -> None:
+        raise RuntimeError(f"no luck in {site.folder}")
+
+    monkeypatch.setattr(Jobs, "look", trouble)
+    answer = site.get(f"/api/videos/{done}/report.html")
+    assert answer.status_code == 500
+    said = f"{bad} {broken['message']} {answer.text} {answer.headers} {caplog.text}"
     for secret in (str(site.folder), "Traceback", "secret.mp4", "no luck", done):
         assert secret not in said
     assert caplog.text.count("RuntimeError at test_app.py:") == 2
@@ -320,12 +319,25 @@ def test_other_web_sites_can_neither_read_nor_send(site: Site) -> None:
 def test_a_server_in_front_may_have_a_name_of_its_own(tmp_path: Path) -> None:
     site = Site(tmp_path)
     jobs = Jobs(tmp_path, site.work, Limits(max_bytes=MOST))
-    with served(create_app(jobs, card=CARD, report=site.report, close=site.close, hosts=("page.example",))) as site.url:
+    with served(create_app(jobs, card=CARD, close=site.close, hosts=("page.example",))) as site.url:
         front = {"Host": "page.example", "Origin": "https://page.example"}  # which passes on what the browser asked it for
         assert site.get("/api/model", headers=front).status_code == 200
         assert site.send(headers=front).status_code == 202
         assert site.send(headers=front | {"Origin": "https://evil.example"}).status_code == 403
         assert site.get("/api/model").status_code == 421
+
+
+def test_no_link_leads_out_of_the_path_below_which_a_server_in_front_puts_it(site: Site) -> None:
+    front, sent = "http://page.example/scores/", site.send()
+    assert urljoin(f"{front}api/videos", sent.json()["url"]) == f"{front}api/videos/{sent.json()['id']}"
+    api = site.get("/openapi.json").json()
+    assert urljoin(f"{front}openapi.json", api["servers"][0]["url"]) == front
+    for path in ("", "docs"):
+        links = re.findall(r"(?:href|src)=\"([^\"]+)\"", site.get(f"/{path}").text)
+        inside = [urljoin(front + path, link) for link in links if not link.startswith("data:")]
+        assert len(inside) >= 2
+        assert all(link.startswith(front) for link in inside)
+        assert {site.get(f"/{link.removeprefix(front)}").status_code for link in inside} == {200}
 
 
 def test_the_api_describes_itself(site: Site) -> None:

@@ -16,11 +16,12 @@ from PIL import Image
 
 from dfdc_ray.errors import StorageError
 from dfdc_ray.evaluate import members
+from dfdc_ray.faces.crop import encode
 from dfdc_ray.preprocess.supervise import Unreadable
 from dfdc_ray.preprocess.unit import VideoResult
-from dfdc_ray.serve.examine import Examiner, Finding, _document, _said, card
+from dfdc_ray.serve.examine import Examiner, Finding, _document, _drawn, _said, card
 from dfdc_ray.serve.jobs import Jobs, Limits, Refused
-from dfdc_ray.serve.judge import Evidence, VideoScore
+from dfdc_ray.serve.judge import Evidence, TrackScore, VideoScore
 from dfdc_ray.serve.result import Result
 from dfdc_ray.serve.score import load_predictor
 from dfdc_ray.train import checkpoint
@@ -42,7 +43,7 @@ def upload(folder: Path, tmp_path: Path, name: str) -> Path:
 def test_a_face_comes_with_its_evidence(examiner: Examiner, folder: Path, tmp_path: Path) -> None:
     steps: list[tuple[str, float | None]] = []
     found = examiner(upload(folder, tmp_path, "face.mp4"), "my clip.mp4", lambda *step: steps.append(step))
-    assert list(dict.fromkeys(stage for stage, _ in steps)) == ["read", "faces", "score", "heat"]
+    assert list(dict.fromkeys(stage for stage, _ in steps)) == ["read", "faces", "score", "heat", "report"]
     shares = [share for stage, share in steps if stage == "faces"]
     assert (shares[0], shares[-1]) == (0, 1)
     assert shares == sorted(shares)
@@ -62,8 +63,8 @@ def test_a_face_comes_with_its_evidence(examiner: Examiner, folder: Path, tmp_pa
     for face, heat in zip(found.faces, found.heat.values(), strict=True):
         pictures = [np.asarray(Image.open(io.BytesIO(data)).resize((64, 64)), np.float32) for data in (face, heat)]
         assert 0 < np.abs(pictures[0] - pictures[1]).mean() < 80  # the same face, with something over it
-    assert found.size > 2 * sum(map(len, found.faces))
-    report = examiner.report(found).decode()
+    assert found.size > sum(map(len, (*found.faces, *found.heat.values())))
+    report = found.printed.decode()
     assert "my clip.mp4" in report
     assert str(tmp_path) not in report
 
@@ -82,7 +83,7 @@ def test_several_checkpoints_are_named_by_their_weights(best: Path, folder: Path
     try:
         found = examiner(upload(folder, tmp_path, "face.mp4"), "a.mp4", lambda *_: None)
         assert found.document["checkpoint"] == f"weights {a[:12]}, weights {b[:12]}"
-        assert f"{a}; {b}" in examiner.report(found).decode()
+        assert f"{a}; {b}" in found.printed.decode()
     finally:
         examiner.close()
 
@@ -200,7 +201,9 @@ def test_every_bad_file_comes_with_what_to_do(
     assert f"{error[1:]}. {advice}" in _refused(examiner, monkeypatch, _failed(stage, error))
 
 
-@pytest.mark.parametrize("error", ["rotated by 10 degrees: Convert it upright.", "the file is cut short or damaged: Download or copy it again."])
+@pytest.mark.parametrize(
+    "error", ["rotated by 10 degrees: Convert it upright.", "the file is cut short or damaged: Download or copy it again."]
+)
 def test_what_says_already_what_to_do_gets_no_more_advice(examiner: Examiner, monkeypatch: pytest.MonkeyPatch, error: str) -> None:
     assert _refused(examiner, monkeypatch, _failed("probe", error)) == error[:1].upper() + error[1:]
 
@@ -255,6 +258,20 @@ def test_what_was_removed_stops_within_a_batch(
         assert batches == [*whole[:2], *whole]
     finally:
         jobs.close()
+
+
+def test_of_too_many_faces_those_that_decide_get_heat_maps_first(examiner: Examiner, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture = encode(np.zeros((64, 64, 3), np.uint8), "jpeg")
+    tracks = tuple(TrackScore(track_id=n, score=0.5, coverage=0.5, counted=n == 0, faces=()) for n in (0, 1))
+    evidence = Evidence(
+        video=VideoScore(uri="a.mp4", status="ok", tracks=tracks),
+        rows=tuple({"track_id": int(n % 2)} for n in range(6)),
+        pictures=((picture,),) * 6,
+        scores=(0.1, 0.8, 0.2, 0.9, 0.3, 0.7),
+    )
+    for most, chosen in ((3, {0, 2, 4}), (2, {2, 4}), (4, {0, 2, 4, 3})):
+        monkeypatch.setattr("dfdc_ray.serve.examine.MOST_HEAT", most)
+        assert set(_drawn(examiner.scorer, evidence, lambda _: None)[1]) == chosen
 
 
 def test_messages_name_no_place() -> None:

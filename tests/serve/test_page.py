@@ -32,7 +32,7 @@ def serving(best: Path, uploads: Path) -> Iterator[str]:
     examiner = Examiner(scorer, settings, timeout_s=60, memory_bytes=4 << 30, longest_s=60)
     jobs = Jobs(uploads, examiner, Limits(max_bytes=1_000_000))
     about = card(scorer, settings) | {"max_seconds": 60.0}
-    with served(create_app(jobs, card=about, report=examiner.report, close=examiner.close)) as url:
+    with served(create_app(jobs, card=about, close=examiner.close)) as url:
         yield url
 
 

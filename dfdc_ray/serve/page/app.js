@@ -3,7 +3,8 @@
 
 const POLL_MS = 700;
 const WITHIN_S = 0.001; // after a frame's begin: browsers round a time down, and would show the frame before
-const STAGES = { read: "Opening the video", faces: "Looking for faces", score: "Scoring the faces", heat: "Drawing heat maps" };
+const STAGES = { read: "Opening the video", faces: "Looking for faces", score: "Scoring the faces", heat: "Drawing heat maps",
+  report: "Writing the report" };
 const byId = (id) => document.getElementById(id);
 const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 const percent = (share) => `${Math.round(100 * share)} %`;
@@ -304,7 +305,7 @@ class Card {
     }
     this.$(".without").hidden = face.heat;
     this.$(".without").textContent = this.result.faces.some((other) => other.heat)
-      ? "No heat map: there are so many pictures that only those with the highest scores got one."
+      ? "No heat map: there are so many pictures that only some got one, those that decide the verdict first."
       : `This model cannot say which places of the picture spoke for a fake${this.result.maps ? "; what it shows of itself is below" : ""}.`;
     this.$(".before").setAttribute("aria-disabled", String(n === 0));
     this.$(".after").setAttribute("aria-disabled", String(n === this.result.faces.length - 1));
