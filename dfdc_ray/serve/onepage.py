@@ -21,16 +21,14 @@ from dfdc_ray.serve.judge import Evidence, VideoScore
 
 FACES = 3  # of the highest and of the lowest scores each; of clips one each
 _TICKS = 6
-_WIDTH, _HEIGHT = 700, 160  # of the timeline, in its own units
-_KEYS = 6  # colours of tracks
+_WIDTH, _HEIGHT = 700, 110  # of a lane of the timeline, in its own units
 
 
 @dataclass(frozen=True)
-class Line:
-    """A track in the timeline: points x, y; key: its colour."""
+class Lane:
+    """A track in the timeline: points x, y."""
 
     name: str
-    key: int
     counted: bool
     points: Sequence[tuple[float, float]]
 
@@ -65,24 +63,23 @@ def page(evidence: Evidence, scorer: Scorer, *, name: str) -> bytes:
     )
 
 
-def _timeline(video: VideoScore) -> tuple[list[Line], list[tuple[float, str]]] | None:
-    """Tracks, and times at which the axis is marked; None without a score."""
+def _timeline(video: VideoScore) -> tuple[list[Lane], list[tuple[float, str]]] | None:
+    """Tracks, each in a lane of its own, and times at which their axis is marked; None without a score."""
     times = [face.time_s for track in video.tracks for face in track.faces]
     if not times:
         return None
     first, last = min(times), max(times)
     scale = _WIDTH / (last - first) if last > first else 0.0
-    lines = [
-        Line(
+    lanes = [
+        Lane(
             "whole frames" if video.subject == "frame" else f"face {track.track_id}",
-            number % _KEYS,
             track.counted,
             [(round((face.time_s - first) * scale, 1), round(_HEIGHT * (1 - face.score), 1)) for face in track.faces],
         )
-        for number, track in enumerate(video.tracks)
+        for track in video.tracks
     ]
     ticks = np.linspace(first, last, _TICKS if scale else 1)
-    return lines, [(round((tick - first) * scale, 1), f"{tick:.1f} s") for tick in ticks.tolist()]
+    return lanes, [(round((tick - first) * scale, 1), f"{tick:.1f} s") for tick in ticks.tolist()]
 
 
 def _pictures(evidence: Evidence, scorer: Scorer) -> list[tuple[str, list[tuple[Shown, str]]]]:

@@ -87,11 +87,27 @@ def test_the_faces_that_spoke_loudest_are_shown_with_heat_maps(scorer: Scorer) -
 def test_the_timeline_has_each_face_at_its_time_and_score(scorer: Scorer) -> None:
     seen = Seen(page(_evidence(scorer), scorer, name="a.mp4"))
     at = [(float(x), float(y)) for x, y in zip(seen.all("circle", "cx"), seen.all("circle", "cy"), strict=True)]
-    assert at == [(pytest.approx(700 * i / 7, abs=0.1), pytest.approx(160 * (1 - score), abs=0.1)) for i, score in enumerate(SCORES)]
-    assert seen.all("g", "class") == ["key0", "key1 short"]
+    assert at == [(pytest.approx(700 * i / 7, abs=0.1), pytest.approx(110 * (1 - score), abs=0.1)) for i, score in enumerate(SCORES)]
     heights = dict(zip(seen.all("line", "class"), map(float, seen.all("line", "y1")), strict=True))
-    assert heights["threshold"] == pytest.approx(160 * (1 - 1 / (1 + math.exp(0.25))))  # b / a: where calibration gives 0.5
+    assert heights["threshold"] == pytest.approx(110 * (1 - 1 / (1 + math.exp(0.25))))  # b / a: where calibration gives 0.5
     assert "0.0 s0.7 s1.4 s2.1 s2.8 s3.5 s" in seen.words
+
+
+def test_each_face_has_a_lane_of_its_own_with_its_name(scorer: Scorer) -> None:
+    """Colours alone tell nobody apart who prints without them; and there may be more faces than colours."""
+    whole = _evidence(scorer)
+    rows = [row | {"track_id": n % 4} for n, row in enumerate(whole.rows * 2)]
+    video = _judged("a", rows, np.tile(SCORES, 2), sampled=10, scorer=scorer)
+    seen = Seen(page(replace(whole, video=video), scorer, name="a.mp4"))
+    lanes = [attributes["class"] for tag, attributes in seen.tags if tag == "svg"]
+    assert lanes == ["timeline"] * 4
+    assert seen.all("svg", "aria-label") == [
+        f"The scores of face {n} over time; predict --json and the JSON result have them in numbers" for n in range(4)
+    ]
+    assert len(seen.all("polyline", "points")) == 4
+    seen = Seen(page(whole, scorer, name="a.mp4"))
+    assert [attributes["class"] for tag, attributes in seen.tags if tag == "svg"] == ["timeline", "timeline short"]
+    assert "face 1, too short to count" in seen.words
 
 
 def test_what_others_wrote_is_shown_and_not_obeyed(scorer: Scorer) -> None:
