@@ -14,6 +14,8 @@ from playwright.sync_api import Browser, Page, expect
 from serving import served
 
 from dfdc_ray.config import PreprocessConfig
+from dfdc_ray.evaluate import calibration
+from dfdc_ray.evaluate.calibration import Calibration
 from dfdc_ray.models import create_model
 from dfdc_ray.preprocess.settings import settings_of
 from dfdc_ray.serve.app import create_app
@@ -150,6 +152,9 @@ def test_several_and_bad_ones(page: Page, folder: Path, tmp_path: Path) -> None:
     assert "no face in 8 sampled frames" in said["empty.mp4"]
     assert "No verdict" in said["empty.mp4"]
     assert page.locator(".failed").count() == 3
+    for words in ("threshold", "Arrow keys", "Scores over time", "before calibration", "A score is evidence"):  # there is none
+        assert words not in said["empty.mp4"]
+    assert "A low one does not say that a video is real" in said["face.mp4"]
 
 
 @pytest.mark.parametrize("page", [{}, TELEPHONE], indirect=True, ids=["desk", "dark telephone"])
@@ -184,6 +189,31 @@ def test_a_model_of_whole_frames_speaks_of_frames(browser: Browser, folder: Path
             assert "face" not in words.lower()
         page.goto(page.locator(".report").evaluate("link => link.href"))
         assert "face" not in page.locator("body").inner_text().lower().replace("faces of training", "")
+
+
+def test_a_calibrated_model_speaks_of_probabilities(browser: Browser, best: Path, folder: Path, tmp_path: Path) -> None:
+    loaded = checkpoint.load(str(best))
+    checkpoint.save(str(tmp_path / "best"), weights=loaded.weights, config=loaded.config, state=None)
+    weights = checkpoint.load(str(tmp_path / "best")).config["files"]["model.safetensors"]
+    fitted = Calibration(rule="mean", a=2.0, b=1.0, reals=11, fakes=22, frames=8, unit="frames", data_hash="d", weights=weights)
+    calibration.save(str(tmp_path / "best"), fitted)
+    (tmp_path / "uploads").mkdir()
+    with serving(tmp_path / "best", tmp_path / "uploads") as url, opened(browser, url) as page:
+        expect(page.locator("#model")).to_contain_text("calibrated: Platt's scaling")
+        scored(page, folder / "face.mp4", folder / "empty.mp4")
+        card = page.locator(".card", has_text="face.mp4")
+        result = page.request.get(card.locator(".json").evaluate("link => link.href")).json()
+        expect(card.locator(".words")).to_have_text(f"probability of a fake {result['shown']}: {result['sureness']}")
+        expect(card.locator(".meaning")).to_contain_text(f"{result['videos'][0]['score']:.1%} are fake")
+        expect(card.locator(".limits")).to_be_visible()
+        expect(card.locator(".legend")).to_contain_text("above the threshold (0.378)")  # 1 / (1 + exp(b / a))
+        expect(card.locator(".legend")).to_contain_text("before calibration")
+        assert "before calibration" not in page.locator(".card", has_text="empty.mp4").inner_text()
+        page.wait_for_timeout(500)  # until the cards have faded in
+        check(page)
+        page.goto(card.locator(".report").evaluate("link => link.href"))
+        check(page)
+        assert "before calibration" in page.locator("body").inner_text()
 
 
 def test_a_model_of_clips_speaks_of_clips(browser: Browser, folder: Path, tmp_path: Path) -> None:

@@ -370,7 +370,9 @@ class Card {
     this.$(".legend .other").hidden = faces.every((face) => face.counted);
     this.$(".legend .none").hidden = !without.length;
     this.$(".legend .limit").textContent = threshold.toPrecision(3);
-    this.$(".legend .raw").hidden = !this.result.calibrated;
+    this.$(".legend .raw").hidden = !this.result.calibrated || !faces.length;
+    for (const words of this.element.querySelectorAll(".legend .points")) words.hidden = !faces.length;
+    if (!faces.length) this.$(".time h3").textContent = "Frames that were looked at";
     this.$(".time").hidden = !faces.length && !without.length;
     const foot = top + (without.length ? 22 : 4);
     root.append(svg("line", { x1: left, x2: width - right, y1: foot, y2: foot, class: "axis" }),
