@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table as ConsoleTable
 
@@ -37,6 +38,7 @@ _HEAD = (
     "split",
     "data hash",
 )
+_ON_CONSOLE = ("what", "frame accuracy (95 %)", "report", "always fake", "frame AUC (95 %)", "frames")  # it has 80 columns
 
 
 @dataclass(frozen=True)
@@ -139,16 +141,18 @@ def console_table(lines: Sequence[Line], console: Console) -> None:
     protocol = improved.report["protocol"]
     table = ConsoleTable(
         title="by frame, on the test split",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
         caption=f"{protocol['split_rule']}, but where a line is named by its split; core frames, whose number differs by line; checkpoint "
         f"of the {protocol['checkpoint_rule']}; data hash {protocol['data_hash'][:12]} ({improved.cell.name}). "
         "experiments.md has each line's.",
         caption_justify="left",
     )
-    shown = [_HEAD.index(name) for name in ("what", "frame accuracy (95 %)", "report", "always fake", "frame AUC (95 %)", "frames")]
-    for i in shown:
-        table.add_column(_HEAD[i], justify="left" if i == 0 else "right")
+    for name in _ON_CONSOLE:
+        table.add_column(name, justify="left" if name == "what" else "right")
     for cells in (_always_fake(improved), *map(_cells, lines)):
-        table.add_row(*(cells[i] for i in shown))
+        found = dict(zip(_HEAD, cells, strict=True))
+        table.add_row(*(found[name] for name in _ON_CONSOLE[:-1]), found[_ON_CONSOLE[-1]].partition(" ")[0])
     console.print(table)
 
 

@@ -1,16 +1,19 @@
 """The lines, their folders, and that the words follow the numbers."""
 
+import io
 import random
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from seen import HOSTILE, Seen
 
 from dfdc_ray.evaluate.tables import PICTURES, UNSCORED
 from dfdc_ray.experiments.cells import IMPROVED_NAME, cells, curve
 from dfdc_ray.experiments.config import ExperimentsConfig
-from dfdc_ray.experiments.table import Line, Own, markdown, own_of, page, reports
+from dfdc_ray.experiments.table import Line, Own, console_table, markdown, own_of, page, reports
 from dfdc_ray.pages import MOST_ROWS, Section, Table, render
 
 CONFIG = ExperimentsConfig(corpus=("videos",), out="out")
@@ -175,6 +178,15 @@ def test_every_line_and_the_baseline_beside_the_reports_numbers() -> None:
     assert "Always saying fake is right in 70.0% of these frames (the report's: 80.75%)." in text
     points = "0.8500 with 2 (600 steps), 0.8500 with 4 (600 steps), 0.8500 with all 8 (600)."
     assert f"Frame AUC by training groups, at the best epoch of about as many steps: {points}" in text
+
+
+def test_nothing_is_cut_off_in_a_terminal_of_80_columns() -> None:
+    console = Console(record=True, width=80, file=io.StringIO())
+    console_table(_lines(), console)
+    said = console.export_text()
+    assert "\u2026" not in said
+    assert said.count("(0.780-0.820)") >= 11
+    assert re.search(r"always fake +0\.7000 +0\.8075 +0\.7000 +0\.5000 +100\b", said)
 
 
 def test_without_imagenet_it_says_that_it_is_not_comparable() -> None:
