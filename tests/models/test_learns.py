@@ -1,11 +1,10 @@
 """Each model beats chance on the kind of fake that it is made for, on people whom it has not seen; `mfcc_lstm` does not yet.
 
-The faces are the generated corpus's, cut where they were drawn: no encoding and no detector, which other tests are about. Of swapped faces
-it is the middle at its own resolution, where small networks learn within half a minute on one core what they leave.
+The faces are the generated corpus's, cut where they were drawn: no encoding and no detector, which other tests are about. `make test-long`
+trains all but `chroma`, each for a minute or so on one core.
 """
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from dfdc_ray.config import Objective, TrainConfig
 from dfdc_ray.demo.config import DrawnFakes
 from dfdc_ray.demo.corpus import Family, Footage, film, plan_corpus
 from dfdc_ray.demo.identity import CENTRE
-from dfdc_ray.demo.scene import FPS, Scene
+from dfdc_ray.demo.scene import FPS
 from dfdc_ray.evaluate.scorer import load_scorer, score_rows
 from dfdc_ray.models import NAMES, only_side, takes_clips, takes_sound
 from dfdc_ray.shards.manifest import read_manifest
@@ -37,8 +36,7 @@ TRAIN: dict[DrawnFakes, int] = {"swap": 14, "colour": 14, "sound": 32}  # the st
 FRAMES: dict[DrawnFakes, int] = {"swap": 8, "colour": 8, "sound": 16}  # of a clip; what is said takes longer
 CHANCE = 0.01  # how seldom scores that say nothing would part the two so well
 STRIDE = 2  # frames of a clip are every second one
-MIDDLE = 64  # pixels of a swapped face that are kept, as they were drawn
-WHOLE = 96  # pixels to which any other face is shrunk
+SIDE = 96  # pixels of a stored face
 
 
 @dataclass(frozen=True)
@@ -82,8 +80,7 @@ def draw(folder: Path, fakes: DrawnFakes) -> str:
         videos = []
         for footage in film(replace(family, videos=family.videos[:3]), seed=7, seconds=seconds):
             ids = identify(family, footage, part)
-            cut = middle_of if fakes == "swap" else whole
-            videos.append([ids | face_row(footage, n, position, cut) for position, n in enumerate(range(0, frames * STRIDE, STRIDE))])
+            videos.append([ids | face_row(footage, n, position) for position, n in enumerate(range(0, frames * STRIDE, STRIDE))])
             ledger.append(ids | {"status": "ok", "generation": 0, "faces": frames})
         data = parquet_bytes(videos, FACES)
         path = f"faces/{part:03d}.parquet"
@@ -106,25 +103,14 @@ def identify(family: Family, footage: Footage, part: int) -> dict[str, object]:
     }
 
 
-def middle_of(scene: Scene) -> tuple[int, float]:
-    """Pixels of a side of what is kept of a face, and pixels of the video that they cover."""
-    return MIDDLE, MIDDLE
-
-
-def whole(scene: Scene) -> tuple[int, float]:
-    """As `middle_of`."""
-    scale = float(np.hypot(*scene.matrices[len(scene.matrices) // 2][:, 0]))
-    return WHOLE, 2.4 * scale * scene.identity.half_height
-
-
-def face_row(footage: Footage, n: int, position: int, cut: Callable[[Scene], tuple[int, float]]) -> dict[str, object]:
-    """Frame n, cut where the face is in the clip's middle, as `preprocess` keeps one rectangle."""
+def face_row(footage: Footage, n: int, position: int) -> dict[str, object]:
+    """Frame n, cut to a square of twice the face's half-height about the face in the clip's middle, as `preprocess` keeps one rectangle."""
     scene = footage.scene
-    x, y = scene.matrices[len(scene.matrices) // 2] @ (*CENTRE, 1)
-    side, covered = cut(scene)
+    matrix = scene.matrices[len(scene.matrices) // 2]
+    x, y = matrix @ (*CENTRE, 1)
+    half = 1.2 * float(np.hypot(*matrix[:, 0])) * scene.identity.half_height
     picture = cv2.cvtColor(footage.frames[n], cv2.COLOR_YUV2BGR_I420)
-    corner = np.array(((1, 0, covered / 2 - x), (0, 1, covered / 2 - y)))
-    face = cv2.warpAffine(picture, corner * side / covered, (side, side), flags=cv2.INTER_AREA)
+    face = cv2.warpAffine(picture, np.array(((1, 0, half - x), (0, 1, half - y))) * SIDE / (2 * half), (SIDE, SIDE), flags=cv2.INTER_AREA)
     at = round(n / FPS * RATE)
     sound = np.pad(footage.sound, WINDOW // 2)[at : at + WINDOW]
     return {
