@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from chaos.chaos import upload
+from helpers import upload
 from s3_server import assert_no_secret
 
 from dfdc_ray.train import checkpoint

@@ -233,6 +233,8 @@ def _without(monkeypatch: pytest.MonkeyPatch, *names: str) -> None:
         return Line(cell, "uri", report, ("a", "b", "c", "d"), 8, 600, "cpu, float32")
 
     monkeypatch.setattr(run, "_line", line)
+    monkeypatch.setattr(run, "_faces", lambda *_: ("faces", "hash:0"))
+    monkeypatch.setattr(run, "steps_an_epoch", lambda config: 10)
     monkeypatch.setattr(run.table, "own_of", lambda uri, report, out: run.table.Own([(b"\x89PNG", "ROC")]))
 
 
