@@ -89,12 +89,8 @@ def write_report(config: EvaluateConfig) -> Report:
         raise UserError("--training-faces: the split train is what was trained on. Look for near-duplicates of another --split in it.")
     training = None
     if config.training_faces:
-        training, absent = _faces_seen(config, config.training_faces, scorer)
-        if absent:
-            warnings += (
-                f"NEAR-DUPLICATES: {absent} of the groups that the model was trained on or chosen by have no face in --training-faces and "
-                "were not looked at.",
-            )
+        training, unseen = _faces_seen(config, config.training_faces, scorer)
+        warnings += unseen
     storage.make_dirs(config.out)  # what cannot be written is said before the work, not after
     faces = faces_of(manifest, videos, clips=scorer.clips, sound=scorer.sound, cache=config.cache)
     report, wrong = _report(config, scorer, manifest, videos, faces, training=training, warnings=warnings)
@@ -154,10 +150,10 @@ def _cached(rows: RowTable, cache: str | None) -> RowTable:
     return rows if folder is None else cached([rows], folder)[0]
 
 
-def _faces_seen(config: EvaluateConfig, uri: str, scorer: Scorer) -> tuple[RowTable, int]:
-    """The rows of the groups that were trained on (judging test or all: or chosen by), and how many of those groups have none.
+def _faces_seen(config: EvaluateConfig, uri: str, scorer: Scorer) -> tuple[RowTable, tuple[str, ...]]:
+    """The rows of the groups that were trained on (judging test or all: or chosen by), and what to say of pictures that are not among them.
 
-    uri: the faces that the checkpoint was trained from.
+    uri: the faces that the checkpoint, or one of several, was trained from.
 
     An earlier training, whose weights this one began with, may have been from other faces.
     """
@@ -174,7 +170,18 @@ def _faces_seen(config: EvaluateConfig, uri: str, scorer: Scorer) -> tuple[RowTa
     groups = pa.array(sorted({*scorer.config["train_groups"], *chosen_by}), pa.string())
     rows = rows.take(pc.is_in(rows.table["group_id"].cast(pa.string()), value_set=groups).to_numpy(zero_copy_only=False))
     absent = len(groups) - pc.count_distinct(rows.table["group_id"].cast(pa.string())).as_py()
-    return _cached(rows, config.cache), absent
+    warnings = []
+    if absent:
+        warnings.append(
+            f"NEAR-DUPLICATES: {absent} of the groups that the model was trained on or chosen by have no face in --training-faces and were "
+            "not looked at."
+        )
+    if others := [one[:12] for one in known if one != manifest.data_hash]:
+        warnings.append(
+            "NEAR-DUPLICATES: of several checkpoints some were trained from other faces than --training-faces "
+            f"({', '.join(others)}), which were not looked at."
+        )
+    return _cached(rows, config.cache), tuple(warnings)
 
 
 def _report(

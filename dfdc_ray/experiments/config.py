@@ -30,7 +30,7 @@ class ExperimentsConfig:
     frame_size: int = 400
     """The same for whole frames: the report's."""
     epochs: tuple[int, int] = (3, 15)
-    """Of the report's first model (whole frames) and of the others; with a share of the groups so many more that the steps are as many."""
+    """Of the report's first model (whole frames) and of the others; with a share of the groups more, for about as many steps."""
     batch_size: int = 32
     learning_rate: float = 3e-4
     seed: int = 0

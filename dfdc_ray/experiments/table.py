@@ -255,14 +255,15 @@ def _caution(lines: Sequence[Line]) -> str:
 
 
 def _not_comparable(config: ExperimentsConfig) -> list[str]:
-    """What else than the corpus, which cannot be known here, differs from the founding report."""
+    """What differs from the founding report, of what is known of it: weights, epochs, size of whole frames, how faces were sampled."""
     theirs = ExperimentsConfig
     differs = []
     if config.weights == "none":
         differs.append("it began from ImageNet's weights, these models did not")
-    if config.epochs != theirs.epochs:
+    if config.epochs[1] != theirs.epochs[1] or (config.faces is None and config.epochs != theirs.epochs):
         (whole, faces), (ours_whole, ours) = theirs.epochs, config.epochs
-        differs.append(f"it trained whole frames for {whole} epochs and faces for {faces}, these for {ours_whole} and {ours}")
+        both = f"whole frames for {whole} epochs and faces for {faces}, these for {ours_whole} and {ours}"
+        differs.append(f"it trained {both if config.faces is None else f'faces for {faces} epochs, these for {ours}'}")
     if config.faces is not None:
         differs.append("its faces were of frames spread over each video, four times as many of reals, these were made before")
     elif config.frame_size != theirs.frame_size:

@@ -238,9 +238,7 @@ def _file(out: str, row_groups: list[list[dict[str, Any]]]) -> dict[str, Any]:
 
 
 def _read(video: _Video, unit_id: str, detector: Detector | None) -> _Read:
-    """Its pictures, those that can be decoded. One that is damaged or absent is left out, named in the ledger, and counts there as a frame
-    that was sampled and has no face.
-    """
+    """Its pictures, those that can be decoded. One that is damaged or absent is left out, named in the ledger, and sampled there."""
     ids = {name: video.facts[name] for name in ("corpus", "video_id", "family_id", "group_id", "part", "label", "method", "original")}
     rows, damaged, absent, size = [], [], [], 0
     for crop, frame in zip(video.crops, _frames(video), strict=True):
@@ -272,8 +270,8 @@ def _read(video: _Video, unit_id: str, detector: Detector | None) -> _Read:
     stage = "decode" if damaged else "open" if absent else None
     ledger: dict[str, Any] = dict.fromkeys(LEDGER.names)
     ledger |= ids | {"unit_id": unit_id, "generation": 0, "status": status, "stage": stage, "error": "; ".join(trouble) or None}
-    ledger |= dict.fromkeys(("frames_wanted", "frames_decoded", "core_decoded"), len(video.crops))
-    ledger |= dict.fromkeys(("frames_with_face", "faces"), len(rows))
+    ledger |= dict.fromkeys(("frames_wanted", "core_decoded"), len(video.crops))  # the latter is what `evaluate` counts as sampled
+    ledger |= dict.fromkeys(("frames_decoded", "frames_with_face", "faces"), len(rows))
     return _Read(rows, size, ledger, absent, damaged)
 
 

@@ -8,11 +8,14 @@ from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 HEAD_BYTES = 1 << 15  # of a request's first line and headers
-HEAD_S = 10.0  # from a connection's beginning, or a further head's, to its end
+HEAD_S = 10.0  # from a connection's beginning, or a further head's, to its end; and for what is left of a body that nobody reads
 
 
 class _Connection(H11Protocol):
-    """Closed where no whole head has come in time. How long a body may take is for who reads it (serve/receive.py)."""
+    """Closed where no whole head has come in time, nor the rest of a body that was answered before its end.
+
+    How long a body may take that somebody reads is for who reads it (serve/receive.py).
+    """
 
     _overdue: asyncio.TimerHandle | None = None
 
@@ -29,7 +32,8 @@ class _Connection(H11Protocol):
         super().connection_lost(exc)
 
     def _await_head(self) -> None:
-        if self.conn.their_state is not h11.IDLE:
+        unread = self.conn.our_state is h11.DONE and self.conn.their_state is h11.SEND_BODY
+        if self.conn.their_state is not h11.IDLE and not unread:
             self._stop_waiting()
         elif self._overdue is None:
             self._overdue = self.loop.call_later(HEAD_S, self.timeout_keep_alive_handler)

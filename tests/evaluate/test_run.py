@@ -550,6 +550,9 @@ def test_near_duplicates_of_training_are_looked_for_on_request(faces: Path, best
     assert len(list((tmp_path / "cache").iterdir())) > len(list((tmp_path / "cache of the judged").iterdir()))  # training's shards too
     assert report["near_duplicates"] == []  # noise is like no other noise
     assert "0 of the 9 videos with a face are within 4 of 64 bits" in (tmp_path / "report" / "report.md").read_text()
+    several = _changed(trained_here, tmp_path / "several", data_hash=f"{read_manifest(str(faces)).data_hash}; {'1' * 64}")
+    of_one = _evaluate(faces, several, tmp_path / "of one", training_faces=str(faces))
+    assert [warning for warning in of_one["warnings"] if "(111111111111), which were not looked at" in warning]
     with pytest.raises(UserError, match="give the --faces of its training"):
         _evaluate(faces, best, tmp_path / "other", training_faces=str(faces))
     with pytest.raises(UserError, match="what was trained on"):

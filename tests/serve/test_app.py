@@ -236,8 +236,16 @@ def test_a_head_without_end_is_cut_off(site: Site) -> None:
     assert site.get("/healthz").status_code == 200
 
 
-@pytest.mark.parametrize("first", [b"", b"GET / HTT", b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"])
-def test_a_connection_without_a_whole_head_is_closed(site: Site, monkeypatch: pytest.MonkeyPatch, first: bytes) -> None:
+@pytest.mark.parametrize(
+    "first",
+    [
+        b"",
+        b"GET / HTT",
+        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"POST /nothing HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000000000\r\n\r\n",  # answered before its end
+    ],
+)
+def test_a_connection_without_a_whole_request_is_closed(site: Site, monkeypatch: pytest.MonkeyPatch, first: bytes) -> None:
     """Also one that sends a byte now and then, and that has had an answer before."""
     monkeypatch.setattr(listen, "HEAD_S", 0.5)
     with connected(site.url) as client:

@@ -122,6 +122,17 @@ def test_the_video_goes_to_the_very_frame_that_was_scored(page: Page, folder: Pa
     assert 1.9 <= float(ends.removesuffix(" s")) <= 2.1
 
 
+def test_who_clicks_before_a_frame_is_shown_gets_there_too(page: Page, folder: Path) -> None:
+    page.add_init_script("HTMLVideoElement.prototype.requestVideoFrameCallback = (tell) => { window.shown = tell; }")
+    page.reload()
+    scored(page, folder / "face.mp4")
+    faces = page.request.get(page.locator(".json").evaluate("link => link.href")).json()["faces"]
+    page.evaluate("document.querySelectorAll('.strip button')[1].click()")
+    page.evaluate("window.shown(0, {mediaTime: document.querySelector('video').currentTime})")  # of the frame that was asked for
+    page.evaluate("document.querySelectorAll('.strip button')[2].click()")
+    assert page.evaluate("document.querySelector('video').currentTime") == pytest.approx(faces[2]["time_s"], abs=2e-3)
+
+
 def test_removing_what_was_sent_and_not_answered_yet(page: Page, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The page does not know its id then, and must not leave it on the server."""
     removed, finish = threading.Event(), Upload.finish

@@ -165,11 +165,12 @@ class Card {
     this.verdict();
     this.source = URL.createObjectURL(this.file);
     const player = this.player = this.$("video");
-    // Browsers differ in whether currentTime begins at 0 or at the file's first timestamp: the first frame that is shown tells.
-    this.begin = 0;
+    // Browsers differ in whether currentTime begins at 0 or at the file's first timestamp: the first frame that is shown tells, unless
+    // somebody went to another before: then it is taken for 0, which it nearly always is.
+    this.begin = null;
     if (player.requestVideoFrameCallback) {
       player.requestVideoFrameCallback((_, frame) => {
-        this.begin = frame.mediaTime;
+        this.begin ??= frame.mediaTime;
         this.draw();
       });
     }
@@ -327,6 +328,7 @@ class Card {
 
   seek(time) {
     this.player.pause();
+    this.begin ??= 0;
     this.player.currentTime = this.begin + time + WITHIN_S;
   }
 
