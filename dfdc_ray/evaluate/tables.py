@@ -129,10 +129,7 @@ def slices(report: Report) -> list[Section]:
     if any(v.lightness is not None for v in report.videos):
         note = "Lightness (CIELAB) and skin tone are of the pictures' middles, lamps and cameras included; medians over the frames."
         found[-1] = Section(found[-1].title, [*found[-1].body, note])
-    found.append(_rules(report))
-    if report.robustness:
-        found.append(_robustness(report))
-    return [*found, _near_duplicates(report), _calibration(report)]
+    return [*found, _rules(report), _robustness(report), _near_duplicates(report), _calibration(report)]
 
 
 def coverage(report: Report) -> Section:
@@ -241,7 +238,8 @@ def _rules(report: Report) -> Section:
 
 def _robustness(report: Report) -> Section:
     """The metrics after each change, beside those without."""
-
+    if not report.robustness:
+        return Section("Robustness", ["Not measured: evaluate --robustness judges the same faces again, compressed and otherwise changed."])
     video, frame = report.video.metrics, report.frame.metrics
     rows = [["none", number(video.auc, video), "", number(video.log_loss, video), number(frame.auc, frame), number(frame.log_loss, frame)]]
     for r in report.robustness:

@@ -1,5 +1,6 @@
 """What `experiments models` writes: the table of all detectors, and their AUC against what they cost."""
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from dfdc_ray.pages import Section, Table
 
 _TITLE = "Detectors on the same faces"
 _PLOT = "AUC against cost"
+_NAME = (0.55, 0.024)  # what a name takes up in it: decades of cost, and AUC for a line of 9 points
 _HEAD = (
     "detector",
     "video AUC (95 %)",
@@ -149,6 +151,7 @@ def plot(lines: Sequence[Line]) -> bytes:
     figure, axes = plots.empty_figure(9.0, 5.6)
     axes.axhline(0.5, color=plots.GREY, linestyle=":", linewidth=1)
     shown = sorted((line for line in lines if line.auc is not None), key=lambda line: line.macs)
+    names: list[tuple[float, float]] = []  # where they stand: log10 of the cost, AUC
     for line in shown:
         auc = line.auc or 0.0
         low, high = line.interval("auc") or line.by_family or (auc, auc)
@@ -164,7 +167,12 @@ def plot(lines: Sequence[Line]) -> bytes:
             linewidth=0.8,
             capsize=2,
         )
-        axes.annotate(line.task.name, (line.macs / 1e9, auc), xytext=(5, 3), textcoords="offset points", fontsize=7, color=colour)
+        at, below = math.log10(line.macs), 0  # lines of the plot by which the name stands below its point, so that it covers no other
+        while any(abs(at - x) < _NAME[0] and abs(auc - below * _NAME[1] - y) < 0.9 * _NAME[1] for x, y in names):
+            below += 1
+        names.append((at, auc - below * _NAME[1]))
+        offset = (5, 3 - 9 * below)
+        axes.annotate(line.task.name, (line.macs / 1e9, auc), xytext=offset, textcoords="offset points", fontsize=7, color=colour)
     axes.set(xscale="log", xlabel="GMACs a video", ylabel="video ROC AUC (95 % interval)", ylim=(None, 1.02))
     axes.set_title("Blue: trained; orange: combinations; hollow: interval unknown", fontsize=9, loc="left")
     axes.margins(x=0.15)

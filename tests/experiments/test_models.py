@@ -10,6 +10,7 @@ from typing import Any
 
 import cv2
 import pytest
+from browser import CHROMIUM, check_file
 from helpers import import_noise, preprocess_here, write_manifest
 from seen import HOSTILE, Seen
 
@@ -240,6 +241,8 @@ def test_the_command_itself(tmp_path: Path) -> None:
     assert all(f"| {name} |" in text for name in [*names, "constant prior", "efficientnet_b4-siamese"])
     assert cv2.imread(str(tmp_path / "out" / "models.png")) is not None
     Seen((tmp_path / "out" / "report.html").read_bytes()).check()
+    if CHROMIUM:
+        check_file(tmp_path / "out" / "report.html")
 
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "lines").rglob("*") if path.is_file()}
     assert main([*options[:2], "--faces", f"{options[5]}/faces", *options[4:]]) == 0  # which needs no Ray where nothing is left to do

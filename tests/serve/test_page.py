@@ -1,5 +1,6 @@
 """The score page in a real browser: from the file to the verdict and its evidence, by mouse and keyboard, light, dark, on a telephone."""
 
+import base64
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,11 +29,11 @@ pytestmark = [pytest.mark.browser, NEEDS_CHROMIUM]
 
 
 @contextmanager
-def serving(best: Path, uploads: Path) -> Iterator[str]:
-    """The page with a model, which takes files up to 1 MB."""
+def serving(best: Path, uploads: Path, *, max_bytes: int = 1_000_000) -> Iterator[str]:
+    """The page with a model."""
     scorer, _, settings = load_predictor(str(best), frames=8)
     examiner = Examiner(scorer, settings, timeout_s=60, memory_bytes=4 << 30, longest_s=60)
-    jobs = Jobs(uploads, examiner, Limits(max_bytes=1_000_000))
+    jobs = Jobs(uploads, examiner, Limits(max_bytes=max_bytes))
     about = card(scorer, settings) | {"max_seconds": 60.0}
     with served(create_app(jobs, card=about, close=examiner.close)) as url:
         yield url
@@ -120,6 +121,33 @@ def test_the_video_goes_to_the_very_frame_that_was_scored(page: Page, folder: Pa
     assert shown == pytest.approx([begin + face["time_s"] for face in faces], abs=2e-3)  # Matroska rounds to a millisecond
     ends = page.locator(".timeline text[text-anchor=end]").last.text_content()
     assert 1.9 <= float(ends.removesuffix(" s")) <= 2.1
+
+
+def test_a_real_clip(browser: Browser, best: Path, shared: Path, tmp_path: Path) -> None:
+    (tmp_path / "uploads").mkdir()
+    clip = shared / "data" / "dfdc_clips" / "lynaeydofd.mp4"  # 10 s in 1080p
+    with serving(best, tmp_path / "uploads", max_bytes=10_000_000) as url, opened(browser, url) as page:
+        scored(page, clip)
+        assert page.locator(".answer").inner_text().strip("?") in ("REAL", "FAKE")
+        assert page.locator(".point").count() >= 8
+        page.locator(".point").last.click()
+        page.wait_for_function("document.querySelector('video').currentTime > 5")
+        page.wait_for_function("document.querySelector('.heat').naturalWidth >= 64")
+        check(page)
+
+
+def test_a_video_that_is_dropped(page: Page, folder: Path) -> None:
+    dropped = page.evaluate_handle(
+        """bytes => {
+            const transfer = new DataTransfer();
+            transfer.items.add(new File([Uint8Array.from(atob(bytes), (c) => c.charCodeAt(0))], "dropped.mp4", {type: "video/mp4"}));
+            return transfer;
+        }""",
+        base64.b64encode((folder / "face.mp4").read_bytes()).decode(),
+    )
+    page.dispatch_event("#drop", "drop", {"dataTransfer": dropped})
+    expect(page.locator(".found:visible")).to_have_count(1, timeout=WAIT_MS)
+    assert page.locator(".name").inner_text() == "dropped.mp4"
 
 
 def test_who_clicks_before_a_frame_is_shown_gets_there_too(page: Page, folder: Path) -> None:
