@@ -92,9 +92,7 @@ def prepare(config: TrainConfig) -> Plan:
     rows = rows.take(~np.isnan(rows.labels))
     if not len(rows):
         raise UserError(f"{config.faces} has no labelled face: training needs videos with metadata.json labels.")
-    splits = {split: rows.take(split_mask(rows, config.split, split)) for split in SPLITS}
-    if config.groups is not None:
-        splits["train"] = _some_groups(splits["train"], config.groups, config.faces)
+    splits = {split: _split(rows, config, split) for split in SPLITS}
     core = {split: part.take(part.column("core")) for split, part in splits.items()}
     used = core if config.balance == "none" else core | {"train": splits["train"]}
     counts = {split: _count(part) for split, part in used.items()}
@@ -183,22 +181,23 @@ def describe(plan: Plan, config: TrainConfig) -> None:
 
 def steps_an_epoch(config: TrainConfig) -> int:
     """Of the optimizer, on frames. UserError as `prepare`."""
-    rows = samples_of(read_manifest(config.faces), clips=False, sound=False)
-    rows = rows.take(~np.isnan(rows.labels) & split_mask(rows, config.split, "train"))
-    if config.groups is not None:
-        rows = _some_groups(rows, config.groups, config.faces)
+    rows = samples_of(read_manifest(config.faces), clips=False)
+    rows = _split(rows.take(~np.isnan(rows.labels)), config, "train")
     if config.balance == "none":
         rows = rows.take(rows.column("core"))
     return ShuffledOrder(rows, config.batch_size, config.seed, 1, balance=config.balance).steps_per_epoch
 
 
-def _some_groups(rows: RowTable, groups: int, faces: str) -> RowTable:
-    """The rows of so many groups, the same for every --seed. A smaller number's groups are among those of a larger one."""
+def _split(rows: RowTable, config: TrainConfig, split: Split) -> RowTable:
+    """The rows of a split; of training those of --groups groups, the same for every seed, those of fewer among those of more."""
+    rows = rows.take(split_mask(rows, config.split, split))
+    if split != "train" or config.groups is None:
+        return rows
     ids = rows.table["group_id"].cast("string")
     names = sorted(pc.unique(ids).to_pylist())
-    if not 1 <= groups <= len(names):
-        raise UserError(f"--groups {groups}: the training split of {faces} has {len(names)}.")
-    chosen = np.random.default_rng(0).permutation(names)[:groups]
+    if not 1 <= config.groups <= len(names):
+        raise UserError(f"--groups {config.groups}: the training split of {config.faces} has {len(names)}.")
+    chosen = np.random.default_rng(0).permutation(names)[: config.groups]
     return rows.take(pc.is_in(ids, value_set=pa.array(chosen.tolist())).to_numpy(zero_copy_only=False))
 
 
