@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 import torch
 from torch import nn
-from torchvision.models import EfficientNet_B4_Weights, efficientnet_b4
+from torchvision.models.efficientnet import EfficientNet_B4_Weights, MBConv, efficientnet_b4
 
 _ATTENDED = 4  # of torchvision's stages, the stem included: 56 channels at an eighth of the input's side, as in the paper's figure 2
 
@@ -26,6 +26,9 @@ class EfficientNetB4(nn.Module):
         network = efficientnet_b4(num_classes=1)
         self.features, self.avgpool, self.classifier = network.features, network.avgpool, network.classifier
         nn.init.normal_(self.get_parameter("classifier.1.weight"), std=0.01)  # torchvision's own for one output, +-1, are large
+        for block in self.features.modules():
+            if isinstance(block, MBConv) and block.use_res_connect:
+                nn.init.zeros_(block.block[-1][1].weight)  # blocks begin as identities, as those of our ResNet34
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.classifier(self.avgpool(self.maps(x)).flatten(1))

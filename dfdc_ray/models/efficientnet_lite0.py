@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 import timm
 import torch
+from timm.models._efficientnet_blocks import InvertedResidual
 from torch import nn
 
 from dfdc_ray.errors import UserError
@@ -44,6 +45,9 @@ class EfficientNetLite0(nn.Module):
         super().__init__()
         self.body = timm.create_model("tf_efficientnet_lite0", num_classes=1)
         nn.init.normal_(self.get_parameter("body.classifier.weight"), std=0.01)  # timm's own for one output, +-1, are large
+        for block in self.body.modules():
+            if isinstance(block, InvertedResidual) and block.has_skip:
+                nn.init.zeros_(block.bn3.weight)  # blocks begin as identities, as those of our ResNet34
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.body(x)

@@ -27,6 +27,9 @@ class _Clips(VideoResNet):
 
     def __init__(self, convolution: Any, layers: Sequence[int], stem: Callable[..., nn.Module]) -> None:
         super().__init__(BasicBlock, [convolution] * 4, list(layers), stem, num_classes=1)
+        for block in self.modules():
+            if isinstance(block, BasicBlock):
+                nn.init.zeros_(block.conv2[1].weight)  # blocks begin as identities, as those of our ResNet34
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x.transpose(1, 2))[:, 0]

@@ -9,6 +9,7 @@ import torch
 import torchvision
 from safetensors.torch import save_file
 from skimage.data import chelsea
+from timm.models._efficientnet_blocks import InvertedResidual
 from torchvision.transforms.v2 import functional
 
 from dfdc_ray.errors import UserError
@@ -43,6 +44,30 @@ def test_what_has_learnt_nothing_says_nothing(name: str) -> None:
     with torch.no_grad():
         loss = torch.nn.functional.binary_cross_entropy_with_logits(model(*inputs), torch.arange(8.0) % 2)
     assert loss < 1
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "alike"),
+    [  # the kind of a block, and how many of them have a shortcut that neither shrinks nor widens
+        ("resnet34", torchvision.models.resnet.BasicBlock, 13),
+        ("r3d_18", torchvision.models.video.resnet.BasicBlock, 5),
+        ("r2plus1d_18", torchvision.models.video.resnet.BasicBlock, 5),
+        ("resnet34_3d", torchvision.models.video.resnet.BasicBlock, 13),
+        ("framediff_only", torchvision.models.resnet.BasicBlock, 13),
+        ("seresnext50", timm.models.resnet.Bottleneck, 12),
+        ("efficientnet_lite0", InvertedResidual, 9),
+        ("efficientnet_b4", torchvision.models.efficientnet.MBConv, 25),
+        ("efficientnet_b4_attention", torchvision.models.efficientnet.MBConv, 25),
+    ],
+)
+def test_from_scratch_blocks_begin_as_identities(name: str, kind: type, alike: int) -> None:
+    model = create_model(name)
+    same: list[bool] = []
+    for block in model.modules():
+        if isinstance(block, kind):
+            block.register_forward_hook(lambda _, given, out: same.append(torch.equal(out, given[0])))
+    model(torch.rand(2, 4, 3, 64, 64) if takes_clips(name) else torch.rand(2, 3, 64, 64))
+    assert sum(same) == alike
 
 
 def test_a_fresh_head_on_imagenets_weights_says_nothing_yet() -> None:
