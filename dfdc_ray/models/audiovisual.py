@@ -14,11 +14,13 @@ from torch import nn
 from torch.nn import functional
 
 RATE, BANDS, COEFFICIENTS = 16_000, 40, 13  # of video/sound.py; of the spectrum
+SPREADS = 3  # of the mouth's brightness: over all, along rows, along columns
 _FFT, _STEP, _FRAME = 512, 160, 400  # samples: 25 ms every 10 ms
 _NOW = slice(6, 11)  # of the 17 steps around a frame: 65 ms, so that syllables (3 to 7 Hz) are not averaged out
 _MOVES = 6.0  # what lips change of a pixel's brightness is about 1/6
 _QUIET = 1e-6  # added to energies: below 16 bits' own noise
 TEMPERATURE = 0.1  # by which likenesses, from -1 to 1, are divided where they are weighed against each other
+_STILL = 1e-3  # of brightness in 0..1, and of MFCCs: what moves no more than this does not count as moving
 _SAME = 1e-3  # of features, which are about of unit size: a smaller spread than this is none
 
 
@@ -43,7 +45,7 @@ class MfccLstm(_AudioVisual):
 
     def __init__(self) -> None:
         super().__init__()
-        size = 2 * (COEFFICIENTS + math.prod(self.MOUTH))
+        size = 2 * (COEFFICIENTS + math.prod(self.MOUTH) + SPREADS)
         self.register_buffer("mean", torch.zeros(size))
         self.register_buffer("components", torch.eye(size, self.KEPT))  # until it is fitted
         self.lstm = nn.LSTM(self.KEPT, self.HIDDEN, batch_first=True)
@@ -55,14 +57,14 @@ class MfccLstm(_AudioVisual):
         return logits[:, 0]
 
     def features(self, x: torch.Tensor, sound: torch.Tensor) -> torch.Tensor:
-        """float32 [N,T,F]: of each frame MFCCs and mouth, less their mean over the clip (which is of the voice and the face, and says
-        nothing of how they go together), and how both differ from the frame before; each about of unit size.
+        """float32 [N,T,F]: of each frame MFCCs, the mouth region's pixels, and how far its middle is spread in brightness (lips that part
+        show teeth and the dark between); each less its mean over the clip and of unit size in it, for what a voice and a face are like all
+        the time says nothing of how they go together; and how all differ from the frame before.
         """
-        n, t = x.shape[:2]
-        pixels = functional.adaptive_avg_pool2d(mouth(x).flatten(0, 1), self.MOUTH).view(n, t, -1)
+        region = mouth(x)
+        pixels = functional.adaptive_avg_pool2d(region.flatten(0, 1), self.MOUTH).view(*x.shape[:2], -1)
         coefficients = mfcc(sound)[..., _NOW].mean(-1)
-        joined = torch.cat([0.1 * coefficients, 4 * pixels], dim=-1)
-        joined = joined - joined.mean(1, keepdim=True)
+        joined = torch.cat([_moving(part) for part in (coefficients, pixels, _spreads(region))], dim=-1)
         before = torch.cat([joined[:, :1], joined[:, :-1]], dim=1)
         return torch.cat([joined, 2 * (joined - before)], dim=-1)
 
@@ -125,6 +127,19 @@ def mouth(x: torch.Tensor) -> torch.Tensor:
     """The lower middle of face crops as grey: [N,T,3,S,S] -> [N,T,0.4 S,0.5 S]. Crops have the face in their middle, with a margin."""
     side = x.shape[-1]
     return x[..., side // 2 : round(0.9 * side), side // 4 : 3 * side // 4].mean(2)
+
+
+def _moving(values: torch.Tensor) -> torch.Tensor:
+    """[N,T,F]: less their mean over the clip, and of unit length on the average of its frames; what does not move stays 0."""
+    values = values - values.mean(1, keepdim=True)
+    return values / (values.square().sum(2, keepdim=True).mean(1, keepdim=True).sqrt() + _STILL)
+
+
+def _spreads(region: torch.Tensor) -> torch.Tensor:
+    """Standard deviations within the middle half of [N,T,H,W], the mouth itself: [N,T,SPREADS]."""
+    height, width = region.shape[-2:]
+    middle = region[..., height // 4 : 3 * height // 4, width // 4 : 3 * width // 4]
+    return torch.stack([middle.flatten(2).std(2), middle.std(3).mean(2), middle.std(2).mean(2)], dim=-1)
 
 
 def log_mel(sound: torch.Tensor) -> torch.Tensor:
