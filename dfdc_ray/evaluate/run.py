@@ -37,6 +37,7 @@ from dfdc_ray.shards.cache import cached, check_folder
 from dfdc_ray.shards.manifest import Manifest, read_manifest
 from dfdc_ray.shards.rows import RowTable, samples_of
 from dfdc_ray.train.memory import keep_freed_memory
+from dfdc_ray.video.sound import MUTE
 
 _BATCH = 64
 
@@ -273,8 +274,8 @@ def _medians(faces: Faces, looks: np.ndarray) -> dict[str, np.ndarray]:
 
 def _unheard(sound: str | None) -> str:
     """Why a model that listens could not judge a video with faces. sound: as the ledger says how it was."""
-    if sound == "none":
-        return "it has no sound track, and the model listens"
+    if sound in MUTE:
+        return f"{MUTE[sound]}, and the model listens"
     how = f" ({sound})" if sound not in (None, "ok") else ""
     return f"no face is there with sound throughout one of its core clips{how}"
 

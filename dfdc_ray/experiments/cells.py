@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from dfdc_ray import storage
+from dfdc_ray import __version__, storage
 from dfdc_ray.config import Balance, Objective
 from dfdc_ray.experiments.config import ExperimentsConfig
 from dfdc_ray.experiments.regroup import By
@@ -48,7 +48,13 @@ class Cell:
     def key(self, config: ExperimentsConfig, faces_hash: str) -> str:
         """Names the cell's folder: what it does, and a hash of all that decides its result, that of the faces among it."""
         decides = {name: value for name, value in asdict(self).items() if name not in ("name", "reported")}
-        decides |= {"faces_hash": faces_hash, "split": config.split, "weights": _weights(config.weights), "seed": config.seed}
+        decides |= {
+            "version": __version__,
+            "faces_hash": faces_hash,
+            "split": config.split,
+            "weights": _weights(config.weights),
+            "seed": config.seed,
+        }
         return folder_name(self.name, decides)
 
 

@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from dfdc_ray import storage
+from dfdc_ray import __version__, storage
 from dfdc_ray.config import CombineConfig, EvaluateConfig, Objective, PreprocessConfig, TrainConfig
 from dfdc_ray.errors import UserError
 from dfdc_ray.experiments.cells import folder_name, report_name
@@ -169,7 +169,7 @@ def trainings(config: ModelsConfig, detectors: Sequence[Detector], *, faces_hash
             cpus_per_worker=config.cpus_per_worker,
         )
         decides = {key: value for key, value in asdict(training).items() if key not in MAY_CHANGE}
-        key = folder_name(detector.name, [decides, faces_hash])
+        key = folder_name(detector.name, [decides, faces_hash, __version__])
         out = storage.join(config.out, "lines", key)
         training = TrainConfig(**asdict(training) | {"out": storage.join(out, "train")})
         judge = _judge(config, storage.join(training.out, "best"), out)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from matplotlib.container import ErrorbarContainer
 from rich.console import Console
 from rich.table import Table as ConsoleTable
 
@@ -21,7 +22,7 @@ from dfdc_ray.pages import Section, Table
 
 _TITLE = "Detectors on the same faces"
 _PLOT = "AUC against cost"
-_NAME = (0.55, 0.024)  # what a name takes up in it: decades of cost, and AUC for a line of 9 points
+_LABEL = (-0.05, 0.35, 0.014)  # how far from a point its label covers others, which share it: decades of cost to either side, AUC
 _HEAD = (
     "detector",
     "video AUC (95 %)",
@@ -147,12 +148,14 @@ def _sections(config: ModelsConfig, lines: Sequence[Line], failed: Mapping[str, 
 
 
 def plot(lines: Sequence[Line]) -> bytes:
-    """AUC with its interval against multiply-adds a video, as PNG. Lines whose AUC is not defined are left out."""
-    figure, axes = plots.empty_figure(9.0, 5.6)
+    """AUC with its interval against multiply-adds a video, as PNG: the points numbered from the best on, their names beside the plot. Lines
+    whose AUC is not defined are left out.
+    """
+    shown = sorted((line for line in lines if line.auc is not None), key=lambda line: (-(line.auc or 0.0), line.macs))
+    figure, axes = plots.empty_figure(10.0, max(5.6, 0.165 * len(shown)))
     axes.axhline(0.5, color=plots.GREY, linestyle=":", linewidth=1)
-    shown = sorted((line for line in lines if line.auc is not None), key=lambda line: line.macs)
-    names: list[tuple[float, float]] = []  # where they stand: log10 of the cost, AUC
-    for line in shown:
+    numbers: dict[tuple[float, float], list[int]] = {}  # by where they stand
+    for number, line in enumerate(shown, 1):
         auc = line.auc or 0.0
         low, high = line.interval("auc") or line.by_family or (auc, auc)
         colour = plots.FAKE if line.trained is None else plots.REAL
@@ -167,16 +170,36 @@ def plot(lines: Sequence[Line]) -> bytes:
             linewidth=0.8,
             capsize=2,
         )
-        at, below = math.log10(line.macs), 0  # lines of the plot by which the name stands below its point, so that it covers no other
-        while any(abs(at - x) < _NAME[0] and abs(auc - below * _NAME[1] - y) < 0.9 * _NAME[1] for x, y in names):
-            below += 1
-        names.append((at, auc - below * _NAME[1]))
-        offset = (5, 3 - 9 * below)
-        axes.annotate(line.task.name, (line.macs / 1e9, auc), xytext=offset, textcoords="offset points", fontsize=7, color=colour)
+        left, right, height = _LABEL
+        near = (at for at in numbers if left < math.log10(line.macs / 1e9 / at[0]) < right and abs(auc - at[1]) < height)
+        numbers.setdefault(next(near, (line.macs / 1e9, auc)), []).append(number)
+    for at, some in numbers.items():
+        axes.annotate(_runs(some), at, xytext=(5, 3), textcoords="offset points", fontsize=8)
     axes.set(xscale="log", xlabel="GMACs a video", ylabel="video ROC AUC (95 % interval)", ylim=(None, 1.02))
     axes.set_title("Blue: trained; orange: combinations; hollow: interval unknown", fontsize=9, loc="left")
     axes.margins(x=0.15)
+    if shown:
+        figure.legend(
+            [bar.lines[0] for bar in axes.containers if isinstance(bar, ErrorbarContainer)],  # the points without their intervals
+            [f"{number}  {line.task.name}  {line.auc:.3f}" for number, line in enumerate(shown, 1)],
+            loc="outside right upper",
+            fontsize=7,
+            frameon=False,
+            labelspacing=0.3,
+            handletextpad=0,
+        )
     return plots.png(figure)
+
+
+def _runs(numbers: Sequence[int]) -> str:
+    """1, 2, 3, 5 -> 1-3, 5."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
 def _rows(lines: Sequence[Line], config: ModelsConfig) -> list[list[str]]:

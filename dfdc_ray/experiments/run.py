@@ -228,8 +228,10 @@ def models(config: ModelsConfig) -> None:
     )
     if not lines:
         raise UserError("No line could be had: " + "; ".join(f"{name}: {why}" for name, why in (left_out | failed).items()))
+    failed |= {name: why for name, why in left_out.items() if name in config.detectors}
     if failed:
-        raise UserError(f"{len(failed)} of {len(tasks) + len(combined)} lines could not be had: {', '.join(failed)}. models.md says why.")
+        of = len(tasks) + len(combined) + len(failed.keys() & left_out.keys())
+        raise UserError(f"{len(failed)} of {of} lines could not be had: {', '.join(failed)}. models.md says why.")
 
 
 def _check_some(tasks: Sequence[Task]) -> None:

@@ -20,7 +20,11 @@ _NOW = slice(6, 11)  # of the 17 steps around a frame: 65 ms, so that syllables 
 _MOVES = 6.0  # what lips change of a pixel's brightness is about 1/6
 _QUIET = 1e-6  # added to energies: below 16 bits' own noise
 TEMPERATURE = 0.1  # by which likenesses, from -1 to 1, are divided where they are weighed against each other
-_STILL = 1e-3  # of brightness in 0..1, and of MFCCs: what moves no more than this does not count as moving
+_STILL = (
+    1.5,
+    0.03,
+    0.001,
+)  # what noise alone moves MFCCs, pixels in 0..1 and their spreads by, as lengths; speech ten times that
 _SAME = 1e-3  # of features, which are about of unit size: a smaller spread than this is none
 
 
@@ -64,7 +68,8 @@ class MfccLstm(_AudioVisual):
         region = mouth(x)
         pixels = functional.adaptive_avg_pool2d(region.flatten(0, 1), self.MOUTH).view(*x.shape[:2], -1)
         coefficients = mfcc(sound)[..., _NOW].mean(-1)
-        joined = torch.cat([_moving(part) for part in (coefficients, pixels, _spreads(region))], dim=-1)
+        parts = zip((coefficients, pixels, _spreads(region)), _STILL, strict=True)
+        joined = torch.cat([_moving(part, still) for part, still in parts], dim=-1)
         before = torch.cat([joined[:, :1], joined[:, :-1]], dim=1)
         return torch.cat([joined, 2 * (joined - before)], dim=-1)
 
@@ -129,10 +134,10 @@ def mouth(x: torch.Tensor) -> torch.Tensor:
     return x[..., side // 2 : round(0.9 * side), side // 4 : 3 * side // 4].mean(2)
 
 
-def _moving(values: torch.Tensor) -> torch.Tensor:
-    """[N,T,F]: less their mean over the clip, and of unit length on the average of its frames; what does not move stays 0."""
+def _moving(values: torch.Tensor, still: float) -> torch.Tensor:
+    """[N,T,F]: less their mean over the clip, and of unit length on the average of its frames, or shorter where they hardly move."""
     values = values - values.mean(1, keepdim=True)
-    return values / (values.square().sum(2, keepdim=True).mean(1, keepdim=True).sqrt() + _STILL)
+    return values / (values.square().sum(2, keepdim=True).mean(1, keepdim=True).sqrt() + still)
 
 
 def _spreads(region: torch.Tensor) -> torch.Tensor:

@@ -57,7 +57,7 @@ LEDGER = pa.schema(
         ("brightness", pa.float32()),  # mean grey level of the core frames, 0..255
         ("face_brightness", pa.float32()),  # and of the crops
         ("crop_side", pa.float32()),  # median of the crops' longer sides, pixels of the frame
-        ("sound", pa.string()),  # ok, none (no sound track), damaged: ...; null unless --sound was asked for
+        ("sound", pa.string()),  # ok, none (no sound track), silent, damaged: ...; null unless --sound was asked for
     ]
 )
 

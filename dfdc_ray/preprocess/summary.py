@@ -27,9 +27,8 @@ def print_summary(ledger: pa.Table, *, seconds: float) -> None:
     console.print(table)
     sound = Counter((row["sound"] or "").split(":")[0] for row in rows)
     if sound.keys() - {""}:
-        console.print(
-            f"Sound: {sound['ok']} videos have it, {sound['none']} have none, of {sound['damaged']} it is damaged.", highlight=False
-        )
+        said = f"{sound['ok']} videos have it, {sound['none']} have none, of {sound['silent']} it is silent, of {sound['damaged']} damaged."
+        console.print(f"Sound: {said}", highlight=False)
     bad = [row for row in rows if row["status"] not in ("ok", "no_face")]
     for row in bad[:20]:
         said = printable(f"{row['status']}: {row['video_id']}: {row['stage'] or ''} {row['error']}")

@@ -11,6 +11,7 @@ from dfdc_ray.evaluate.metrics import THRESHOLD
 from dfdc_ray.evaluate.scorer import Scorer
 from dfdc_ray.preprocess.settings import Settings
 from dfdc_ray.preprocess.unit import VideoResult
+from dfdc_ray.video.sound import MUTE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +112,7 @@ def _judge(uri: str, result: VideoResult, scorer: Scorer, settings: Settings, on
     if scorer.sound:
         clips = [clip for clip in clips if all(row["has_sound"] for row in clip)]
         if not clips:
-            why = "it has no sound track" if ledger["sound"] == "none" else f"no clip of it has sound throughout ({ledger['sound']})"
+            why = MUTE.get(ledger["sound"], f"no clip of it has sound throughout ({ledger['sound']})")
             return Evidence(video=VideoScore(uri=uri, status="error", stage="sound", error=f"the model listens, and {why}"))
     pictures = tuple(tuple(row["image"]["bytes"] for row in clip) for clip in clips)
     sound = [[row["sound"] for row in clip] for clip in clips] if scorer.sound else ()

@@ -254,7 +254,12 @@ def _start(config: TrainConfig, plan: Plan, *, rank: int, world_size: int, devic
     if weights is None:
         raise UserError(f"The checkpoints in {checkpoints(config)} have gone since this run began. Run the same command again.")
     model = create_model(config.model)
-    model.load_state_dict(weights)
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(
+            f"{config.out} holds a run of {config.model} as an older version built it ({error}). Give another --out, or that version."
+        ) from error
     model_to_device(model, device)
     optimizer = optimizer_of(model, config)
     at = Position()

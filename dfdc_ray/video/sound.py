@@ -13,14 +13,17 @@ from dfdc_ray.video.source import open_stream
 RATE = 16_000  # samples a second
 WINDOW = 3_200  # samples: 0.2 s, as in Chung and Zisserman 2016 (https://www.robots.ox.ac.uk/~vgg/publications/2016/Chung16a/)
 _HELD = WINDOW // 2  # samples of a window that must be there; the others are silence, as at a video's ends
+_SILENT = 2  # of 32768: a track no louder than this was muted; a room and a microphone are 20 dB above it
 _JUMP = RATE // 50  # samples, 20 ms: nearer than this to the end of the piece before, a piece is its continuation
+
+MUTE = {"none": "it has no sound track", "silent": "its sound track is silent"}  # in words, by what is said of the sound
 
 
 def sound_around(file: BinaryIO, times: Sequence[float]) -> tuple[list[NDArray[np.int16] | None], str]:
     """For each time (s, as VideoInfo.times) the WINDOW samples in whose middle it is, int16; None where less than half of them are there.
 
-    And what to say of the sound: "ok", "none" (there is no sound track), or "damaged: ..." where not all of it could be decoded. Raises no
-    VideoError: a video is good without its sound.
+    And what to say of the sound: "ok", "none" (there is no sound track), "silent" (nothing is on it around any of the times, all are None),
+    or "damaged: ..." where not all of it could be decoded. Raises no VideoError: a video is good without its sound.
     """
     starts = np.array([round(time * RATE) - WINDOW // 2 for time in times])
     samples = np.zeros((len(starts), WINDOW), np.int16)
@@ -49,6 +52,9 @@ def sound_around(file: BinaryIO, times: Sequence[float]) -> tuple[list[NDArray[n
         said = f"damaged: {error.message}"
     except av.FFmpegError as error:
         said = f"damaged: {error.strerror}"
+    heard = samples[there >= _HELD].astype(np.int32)
+    if said == "ok" and len(heard) and np.abs(heard).max() <= _SILENT:
+        return [None] * len(samples), "silent"
     return [window if held >= _HELD else None for window, held in zip(samples, there, strict=True)], said
 
 

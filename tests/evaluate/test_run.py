@@ -372,7 +372,7 @@ def test_clips_are_counted_as_such(faces: Path, best: Path, tmp_path: Path) -> N
 def test_a_video_that_a_listening_model_cannot_judge_is_explained(faces: Path, best: Path, tmp_path: Path) -> None:
     clips = replace(SETTINGS, sampling="clips", frames=2, clips=2, stride=10, sound=True)
     of_clips = _written(tmp_path / "clips", pq.read_table(faces / "index.parquet").to_pylist(), clips)
-    mute = {"c/f70.mp4": "none", "c/f71.mp4": "damaged: Invalid data"}
+    mute = {"c/f70.mp4": "silent", "c/f71.mp4": "damaged: Invalid data"}
     for file in read_manifest(str(of_clips)).files:
         rows = pq.read_table(file.uri).to_pylist()
         for row in rows:
@@ -387,7 +387,7 @@ def test_a_video_that_a_listening_model_cannot_judge_is_explained(faces: Path, b
     videos = _evaluate(of_clips, tmp_path / "heard", tmp_path / "report")["videos"]
     errors = {v["video_id"]: v["error"] for v in videos if v["score"] is None}
     assert errors == {
-        "c/f70.mp4": "it has no sound track, and the model listens",
+        "c/f70.mp4": "its sound track is silent, and the model listens",
         "c/f71.mp4": "no face is there with sound throughout one of its core clips (damaged: Invalid data)",
         "c/f90.mp4": None,
         "c/f91.mp4": "broken",

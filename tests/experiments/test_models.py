@@ -12,6 +12,7 @@ import cv2
 import pytest
 from browser import CHROMIUM, check_file
 from helpers import import_noise, preprocess_here, write_manifest
+from matplotlib.figure import Figure
 from seen import HOSTILE, Seen
 
 from dfdc_ray import pages
@@ -203,11 +204,11 @@ def test_the_table_and_the_plot() -> None:
     assert "| meso4 | it did not fit |" in text
     assert "| detector | sound (2) | swap (1) |" in text
     assert "| resnet34 | 0.250 | 1.000 |" in text  # a tie is half a success
-    assert models_table.plot(lines).startswith(b"\x89PNG")
     nothing = models_table.markdown(CONFIG, [], {"meso4": "it did not fit"})
     assert "it did not fit" in nothing
 
     picture = models_table.plot(lines)
+    assert picture.startswith(b"\x89PNG")
     seen = Seen(models_table.page(CONFIG, lines, {"meso4": HOSTILE}, picture, {}))
     seen.check()
     assert HOSTILE in seen.text
@@ -218,9 +219,26 @@ def test_the_table_and_the_plot() -> None:
     assert "it did not fit" in Seen(models_table.page(CONFIG, [], {"meso4": "it did not fit"}, picture, {})).text
 
 
+def test_points_of_the_plot_are_numbered_from_the_best_and_share_a_label_where_they_lie_on_each_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn: list[Figure] = []
+    monkeypatch.setattr(models_table.plots, "png", lambda figure: drawn.append(figure) or b"")
+    where = {"resnet34": (0.9, 2e9), "meso4": (0.9, 2.2e9), "r3d_18": (0.95, 6e9), "chroma": (0.905, 4e9), "seresnext50": (None, 1e9)}
+    lines = [
+        models_table.Line(task=task, report={"video": _level(where[task.name][0])}, trained={}, parameters=1, macs=where[task.name][1])
+        for task in _tasks(replace(CONFIG, detectors=tuple(where)))
+    ]
+    models_table.plot(lines)
+    (figure,) = drawn
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == ["1  r3d_18  0.950", "2  chroma  0.905", "3  resnet34  0.900", "4  meso4  0.900"]  # without the one that has no AUC
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1", "2", "3-4"]
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(400)
-def test_the_command_itself(tmp_path: Path) -> None:
+def test_the_command_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Two small ones for real on Ray, their combinations, one that cannot be had; then again, with nothing left to do."""
     write_corpus(tmp_path / "corpus", families=6, seed=2, seconds=1.0, test_families=0)
     budget = "--weights none --clips 1 --frames 2 --real-multiplier 1 --image-size 32 --epochs 1 --batch-size 6 --split parts:0/1/2"
@@ -249,3 +267,6 @@ def test_the_command_itself(tmp_path: Path) -> None:
     again = json.loads((tmp_path / "out" / "models.json").read_text())
     assert (again["lines"], again["failed"]) == (found["lines"], {})
     assert {path: path.stat().st_mtime_ns for path in before} == before
+    monkeypatch.setattr(run, "cannot_be_had", lambda *_: {"chroma": "these faces have lost their colours"})
+    assert main([*options[:2], "--faces", f"{options[5]}/faces", *options[4:], "chroma"]) == 1  # asked for by name
+    assert "1 of 5 lines could not be had: chroma." in capsys.readouterr().err

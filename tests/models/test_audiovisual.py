@@ -90,6 +90,24 @@ def test_lips_that_do_not_go_with_the_sound_are_told_from_those_that_do(name: st
     assert _auc(model, lambda: model(new, heard.flip(0)), truth) < 0.65  # with sound that belongs to other clips there is nothing to tell
 
 
+def test_a_face_that_is_still_in_a_quiet_room_does_not_count_as_moving() -> None:
+    model = create_model("mfcc_lstm")
+    assert isinstance(model, MfccLstm)
+    rng = np.random.default_rng(0)
+    still = torch.from_numpy(rng.uniform(0.2, 0.9, (8, 1, 3, 96, 96))).float().expand(8, 16, -1, -1, -1)
+    camera = torch.from_numpy(rng.normal(0, 0.01, still.shape)).float()
+    room = torch.from_numpy(rng.normal(0, 1e-3, (8, 16, WINDOW))).float()
+    noise = model.features(((still + camera) * 255).round().clamp(0, 255) / 255, room)
+    x, sound, _ = _clips(8, frames=16)
+    spoken = model.features(x, sound)
+    for part in (slice(0, COEFFICIENTS), slice(COEFFICIENTS, COEFFICIENTS + 192), slice(COEFFICIENTS + 192, COEFFICIENTS + 195)):
+        lengths = [found[..., part].square().sum(2).mean(1).sqrt() for found in (noise, spoken)]
+        assert lengths[0].max() < 0.6
+        assert lengths[1].min() > 0.8
+    nothing = model.features(torch.zeros(1, 4, 3, 64, 64), torch.zeros(1, 4, WINDOW))
+    assert torch.equal(nothing, torch.zeros_like(nothing))
+
+
 def test_pca_is_of_the_clips_it_was_fitted_to() -> None:
     model = create_model("mfcc_lstm")
     assert isinstance(model, MfccLstm)

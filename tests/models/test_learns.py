@@ -1,4 +1,4 @@
-"""Each model beats chance on the kind of fake that it is made for, on people whom it has not seen.
+"""Each model, and each way to train one, beats chance on the kind of fake that it is made for, on people whom it has not seen.
 
 The faces are the generated corpus's, cut where they were drawn: no encoding and no detector, which other tests are about. So that half a
 minute on one core is enough for each from scratch, swapped faces are their middle in the video's own pixels, and the pattern that swaps
@@ -48,11 +48,14 @@ WHOLE = 96  # pixels to which any other face is shrunk
 
 @dataclass(frozen=True)
 class Way:
-    """How a model is trained here. epochs: passes over the clips, or over their frames."""
+    """How a model is trained here. epochs: passes over the clips, or over their frames. model: unset, what the way is called."""
 
+    model: str = ""
     epochs: int = 1
     fakes: DrawnFakes = "swap"
     objective: Objective = "bce"
+    cutmix: float = 0.0
+    stabilise: bool = False
     weights: str = "none"
     side: int = MIDDLE
     batch: int = 8
@@ -71,6 +74,9 @@ WAYS = {
     "chroma": Way(epochs=20, fakes="colour", rate=3e-3, side=64),
     "mfcc_lstm": Way(epochs=20, fakes="sound", rate=4e-3, side=80),
     "av_sync": Way(epochs=8, fakes="sound", objective="sync", side=64),
+    "siamese": Way(model="efficientnet_lite0", objective="triplet", weights="imagenet"),
+    "cutmix": Way(model="efficientnet_lite0", cutmix=0.5, weights="imagenet"),
+    "stabilised": Way(model="framediff_only", stabilise=True),
 }
 
 
@@ -162,33 +168,35 @@ def drawn(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[DrawnF
         yield of
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("way", dict.fromkeys((*NAMES, *WAYS)))
 @pytest.mark.timeout(600)
 @pytest.mark.filterwarnings("ignore:The image decoding and encoding:DeprecationWarning")  # torchvision's own v2.JPEG
-def test_beats_chance(name: str, drawn: Callable[[DrawnFakes], str], tmp_path: Path) -> None:
-    way = WAYS.get(name, Way())
-    folder = drawn(way.fakes)
+def test_beats_chance(way: str, drawn: Callable[[DrawnFakes], str], tmp_path: Path) -> None:
+    how = WAYS.get(way, Way())
+    name, folder = how.model or way, drawn(how.fakes)
     config = TrainConfig(
         faces=folder,
         out=str(tmp_path / "out"),
-        split=split_of(way.fakes),
+        split=split_of(how.fakes),
         model=name,
-        weights=way.weights,
-        objective=way.objective,
+        weights=how.weights,
+        objective=how.objective,
+        cutmix=how.cutmix,
+        stabilise=how.stabilise,
         balance="sample",
-        epochs=way.epochs,
-        batch_size=way.batch,
-        learning_rate=way.rate,
-        image_size=only_side(name) or way.side,
+        epochs=how.epochs,
+        batch_size=how.batch,
+        learning_rate=how.rate,
+        image_size=only_side(name) or how.side,
     )
     train_loop(config, prepare(config))
     rows = samples_of(read_manifest(folder), clips=takes_clips(name), sound=takes_sound(name))
-    rows = rows.take(split_mask(rows, split_of(way.fakes), "test"))
+    rows = rows.take(split_mask(rows, split_of(how.fakes), "test"))
     scores = score_rows(load_scorer(f"{config.out}/best"), rows, batch_size=16)
     video = np.unique(rows.videos, return_inverse=True)[1]
     means = np.bincount(video, weights=scores) / np.bincount(video)
     fake = np.bincount(video, weights=rows.labels) > 0
     assert (sum(~fake), sum(fake)) == (TEST, 2 * TEST)
     found = mannwhitneyu(means[fake], means[~fake], alternative="greater")
-    print(f"{name}: video AUC {found.statistic / TEST / (2 * TEST):.3f}")
+    print(f"{way}: video AUC {found.statistic / TEST / (2 * TEST):.3f}")
     assert found.pvalue < CHANCE

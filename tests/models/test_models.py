@@ -70,6 +70,26 @@ def test_from_scratch_blocks_begin_as_identities(name: str, kind: type, alike: i
     assert sum(same) == alike
 
 
+@pytest.mark.parametrize(
+    ("name", "matters"),
+    [
+        *((name, True) for name in ("r3d_18", "r2plus1d_18", "resnet34_3d", "framediff_early", "chroma")),
+        ("framediff_frames", False),
+    ],
+)
+def test_networks_of_time_see_in_which_order_frames_come(name: str, matters: bool) -> None:
+    torch.manual_seed(0)
+    model = create_model(name)
+    for weight in model.parameters():
+        if weight.ndim == 1 and not weight.any():
+            torch.nn.init.ones_(weight)  # blocks that begin as identities see nothing yet
+    clips = torch.rand(4, 6, 3, 64, 64)
+    order = torch.tensor([0, 3, 1, 5, 2, 4])  # of framediff_frames the first is left out
+    with torch.inference_mode():
+        as_they_are, shuffled = model(clips), model(clips[:, order])
+    assert torch.allclose(as_they_are, shuffled, rtol=1e-2, atol=1e-4) != matters
+
+
 def test_a_fresh_head_on_imagenets_weights_says_nothing_yet() -> None:
     torch.manual_seed(0)
     model = create_model("efficientnet_lite0")

@@ -289,6 +289,19 @@ def test_another_configuration_is_refused_by_name(config: TrainConfig, faces: st
     assert prepare(replace(config, epochs=1, workers=2, loader_workers=1, cpus_per_worker=2, checkpoint_minutes=1)).finished
 
 
+def test_a_run_of_an_older_version_whose_model_was_another_is_refused(config: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Older(Tiny):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(8, 2)
+
+    with pytest.raises(Killed):
+        _train(config, monkeypatch, until=8)
+    monkeypatch.setattr("dfdc_ray.models.resnet34.ResNet34", Older)
+    with pytest.raises(UserError, match="as an older version built it"):
+        train_loop(config, prepare(config))
+
+
 def test_weights_of_an_earlier_training_bring_along_what_it_saw(
     config: TrainConfig, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

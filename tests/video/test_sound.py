@@ -149,6 +149,15 @@ def test_a_video_without_sound_and_a_damaged_one() -> None:
     assert said.startswith("damaged: ")
 
 
+def test_a_muted_track_is_no_sound_but_a_quiet_one_is() -> None:
+    muted = np.zeros(2 * RATE, np.float32)
+    assert sound_around(_video(muted), [0.5, 1.0]) == ([None, None], "silent")
+    windows, said = sound_around(_video(muted + 0.001 * np.sin(np.arange(2 * RATE, dtype=np.float32) / 8)), [0.5, 1.0])
+    assert said == "ok"
+    assert all(window is not None for window in windows)
+    assert sound_around(_video(muted), []) == ([], "ok")  # nobody asked
+
+
 def test_real_video(shared: Path) -> None:
     """A DFDC clip: speech, so no window is silent throughout, and neighbouring windows share what they share."""
     clip = sorted((shared / "data" / "dfdc_clips").glob("*.mp4"))[0]
