@@ -64,7 +64,7 @@ class Way:
 
 WAYS = {
     "efficientnet_lite0": Way(weights="imagenet"),
-    "meso4": Way(epochs=2, objective="l2", batch=2),
+    "meso4": Way(epochs=3, objective="l2", batch=2),
     "mesoinception4": Way(objective="l2", batch=2),
     "efficientnet_b4": Way(batch=4, rate=3e-3),
     "efficientnet_b4_attention": Way(batch=4, rate=3e-3),
