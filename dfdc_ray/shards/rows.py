@@ -103,7 +103,7 @@ def samples_of(manifest: Manifest, *, clips: bool, sound: bool = False, more: Se
         heard = rows.table["has_sound"] if "has_sound" in rows.table.column_names else pa.nulls(len(rows), pa.bool_())
         if len(rows) and not pc.any(heard).as_py():
             if manifest.config.get("sound"):
-                raise UserError("The model listens, and no video of these faces has a sound track.")
+                raise UserError("The model listens, and no video of these faces has sound.")
             raise UserError("These faces have no sound, and the model listens: preprocess with --sampling clips --sound.")
         others = [name for name in rows.table.column_names if name != "has_sound"]
         rows = replace(rows, table=rows.table.select(others).append_column("has_sound", pc.fill_null(heard, False)))

@@ -53,8 +53,8 @@ def sound_around(file: BinaryIO, times: Sequence[float]) -> tuple[list[NDArray[n
     except av.FFmpegError as error:
         said = f"damaged: {error.strerror}"
     heard = samples[there >= _HELD].astype(np.int32)
-    if said == "ok" and len(heard) and np.abs(heard).max() <= _SILENT:
-        return [None] * len(samples), "silent"
+    if len(heard) and np.abs(heard).max() <= _SILENT:
+        return [None] * len(samples), "silent" if said == "ok" else said
     return [window if held >= _HELD else None for window, held in zip(samples, there, strict=True)], said
 
 

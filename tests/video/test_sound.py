@@ -156,6 +156,12 @@ def test_a_muted_track_is_no_sound_but_a_quiet_one_is() -> None:
     assert said == "ok"
     assert all(window is not None for window in windows)
     assert sound_around(_video(muted), []) == ([], "ok")  # nobody asked
+    data = bytearray(_video(muted, container="matroska", codec="flac").getvalue())
+    at = data.index(b"\xff\xf8", data.index(b"\xff\xf8") + 150)  # where one of FLAC's frames begins
+    data[at : at + 12] = b"\x55" * 12
+    windows, said = sound_around(io.BytesIO(bytes(data)), [0.5, 1.0])
+    assert windows == [None, None]
+    assert said.startswith("damaged: ")
 
 
 def test_real_video(shared: Path) -> None:
