@@ -20,11 +20,7 @@ _NOW = slice(6, 11)  # of the 17 steps around a frame: 65 ms, so that syllables 
 _MOVES = 6.0  # what lips change of a pixel's brightness is about 1/6
 _QUIET = 1e-6  # added to energies: below 16 bits' own noise
 TEMPERATURE = 0.1  # by which likenesses, from -1 to 1, are divided where they are weighed against each other
-_STILL = (
-    1.5,
-    0.03,
-    0.001,
-)  # what noise alone moves MFCCs, pixels in 0..1 and their spreads by, as lengths; speech ten times that
+_STILL = (1.5, 0.03, 0.001)  # what noise alone moves MFCCs, pixels in 0..1 and their spreads by, as lengths
 _SAME = 1e-3  # of features, which are about of unit size: a smaller spread than this is none
 
 
