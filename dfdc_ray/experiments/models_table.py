@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib.container import ErrorbarContainer
 from rich.console import Console
 from rich.table import Table as ConsoleTable
 
@@ -155,11 +154,12 @@ def plot(lines: Sequence[Line]) -> bytes:
     figure, axes = plots.empty_figure(10.0, max(5.6, 0.165 * len(shown)))
     axes.axhline(0.5, color=plots.GREY, linestyle=":", linewidth=1)
     numbers: dict[tuple[float, float], list[int]] = {}  # by where they stand
+    points = []
     for number, line in enumerate(shown, 1):
         auc = line.auc or 0.0
         low, high = line.interval("auc") or line.by_family or (auc, auc)
         colour = plots.FAKE if line.trained is None else plots.REAL
-        axes.errorbar(
+        bar = axes.errorbar(
             line.macs / 1e9,
             auc,
             yerr=[[max(0.0, auc - low)], [max(0.0, high - auc)]],
@@ -170,6 +170,7 @@ def plot(lines: Sequence[Line]) -> bytes:
             linewidth=0.8,
             capsize=2,
         )
+        points.append(bar.lines[0])
         left, right, height = _LABEL
         near = (at for at in numbers if left < math.log10(line.macs / 1e9 / at[0]) < right and abs(auc - at[1]) < height)
         numbers.setdefault(next(near, (line.macs / 1e9, auc)), []).append(number)
@@ -180,7 +181,7 @@ def plot(lines: Sequence[Line]) -> bytes:
     axes.margins(x=0.15)
     if shown:
         figure.legend(
-            [bar.lines[0] for bar in axes.containers if isinstance(bar, ErrorbarContainer)],  # the points without their intervals
+            points,
             [f"{number}  {line.task.name}  {line.auc:.3f}" for number, line in enumerate(shown, 1)],
             loc="outside right upper",
             fontsize=7,
