@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from dfdc_ray.errors import UserError
-from dfdc_ray.models import create_model, takes_clips, takes_sound
+from dfdc_ray.models import create_model, restore, takes_clips, takes_sound
 from dfdc_ray.train import checkpoint
 
 # Of the faces' configuration, what may differ without changing a face; and what of it matters to a model that looks at clips.
@@ -67,10 +67,8 @@ def load_members(uri: str) -> Members:
     members = []
     for prefix, part in parts.items():
         model = create_model(part["model"])
-        try:
-            model.load_state_dict({name.removeprefix(prefix): w for name, w in loaded.weights.items() if name.startswith(prefix)})
-        except RuntimeError as error:
-            raise UserError(f"{uri}: the weights do not fit {part['model']} ({error}). Make it again with this version.") from error
+        weights = {name.removeprefix(prefix): w for name, w in loaded.weights.items() if name.startswith(prefix)}
+        restore(model, weights, uri, "Make it again with this version.")
         members.append(Member(part["model"], model.eval(), part["transform"], part.get("weight", 1.0)))
     return Members(tuple(members), config.get("bias", 0.0), config)
 

@@ -120,6 +120,14 @@ def load_weights(model: "nn.Module", weights: str) -> None:
     model.load_state_dict(state, strict=False)
 
 
+def restore(model: "nn.Module", weights: "Mapping[str, torch.Tensor]", uri: str, advice: str) -> None:
+    """Fill the model in place, as a checkpoint at `uri` has it whole. UserError, with advice, where that is of another model or version."""
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise UserError(f"{uri}: the weights do not fit {type(model).__name__} ({error}). {advice}") from error
+
+
 def _pretrained(model: "nn.Module", weights: str) -> "Mapping[str, torch.Tensor]":
     """Those that a package carries; or torchvision's or timm's, fetched at most once on a machine: the others wait at a lock, then find the
     file. Its name holds the beginning of its SHA-256, which torch.hub checks.

@@ -25,7 +25,7 @@ from dfdc_ray import __version__, storage
 from dfdc_ray.config import Objective, TrainConfig
 from dfdc_ray.console import console, duration
 from dfdc_ray.errors import UserError
-from dfdc_ray.models import create_model, takes_sound
+from dfdc_ray.models import create_model, restore, takes_sound
 from dfdc_ray.shards.dataset import Batch, FaceDataset, loader
 from dfdc_ray.shards.order import FixedOrder, ShuffledOrder
 from dfdc_ray.train import checkpoint, transforms
@@ -254,12 +254,7 @@ def _start(config: TrainConfig, plan: Plan, *, rank: int, world_size: int, devic
     if weights is None:
         raise UserError(f"The checkpoints in {checkpoints(config)} have gone since this run began. Run the same command again.")
     model = create_model(config.model)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(
-            f"{config.out} holds a run of {config.model} as an older version built it ({error}). Give another --out, or that version."
-        ) from error
+    restore(model, weights, config.out, "An older version began this run: give another --out.")
     model_to_device(model, device)
     optimizer = optimizer_of(model, config)
     at = Position()

@@ -123,7 +123,7 @@ def test_weights_of_another_model_are_refused(two: tuple[str, str], tmp_path: Pa
     config = both.config | {"members": both.config["members"][::-1]}
     checkpoint.save(str(tmp_path / "turned"), weights=both.weights, config=config, state=None)
     for name in ("other", "turned"):
-        with pytest.raises(UserError, match=f"{name}: the weights do not fit resnet34"):
+        with pytest.raises(UserError, match=f"{name}: the weights do not fit ResNet34"):
             load_members(str(tmp_path / name))
 
 

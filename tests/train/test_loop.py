@@ -298,7 +298,7 @@ def test_a_run_of_an_older_version_whose_model_was_another_is_refused(config: Tr
     with pytest.raises(Killed):
         _train(config, monkeypatch, until=8)
     monkeypatch.setattr("dfdc_ray.models.resnet34.ResNet34", Older)
-    with pytest.raises(UserError, match="as an older version built it"):
+    with pytest.raises(UserError, match="do not fit Older"):
         train_loop(config, prepare(config))
 
 
