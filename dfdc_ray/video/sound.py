@@ -13,7 +13,7 @@ from dfdc_ray.video.source import open_stream
 RATE = 16_000  # samples a second
 WINDOW = 3_200  # samples: 0.2 s, as in Chung and Zisserman 2016 (https://www.robots.ox.ac.uk/~vgg/publications/2016/Chung16a/)
 _HELD = WINDOW // 2  # samples of a window that must be there; the others are silence, as at a video's ends
-_SILENT = 2  # of 32768: a track no louder than this was muted; a room and a microphone are 20 dB above it
+_SILENT = 2  # of 32768: a track that is no louder was muted
 _JUMP = RATE // 50  # samples, 20 ms: nearer than this to the end of the piece before, a piece is its continuation
 
 MUTE = {"none": "it has no sound track", "silent": "its sound track is silent"}  # in words, by what is said of the sound
